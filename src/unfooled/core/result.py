@@ -1,0 +1,254 @@
+"""What an evaluation found: one row per example, and the numbers that follow from the rows.
+
+The rows are the only source of truth. `n`, the accuracies, the interval, the bracket and the totals are properties
+computed from the arrays, so that a page, a file and a test can never disagree about them.
+"""
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..stats import wilson
+
+
+class Status(StrEnum):
+    """What became of one example."""
+
+    MISCLASSIFIED = "misclassified"  # wrong (or rejected) before any attack
+    BROKEN = "broken"  # an attack found an input inside the threat that is classified wrong
+    SURVIVED = "survived"  # every attack of the suite was tried, none succeeded
+    SKIPPED = "skipped"  # no attack of the suite applies to it
+    INVALID = "invalid"  # not a legal input (NaN, out of bounds); counted nowhere
+    NOT_RUN = "not_run"  # classified right, but the budget ended before its attacks did
+
+
+UNDECIDED = (Status.SKIPPED, Status.NOT_RUN)
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """One line of the per-attack table.
+
+    `attempted` examples were still unbroken when the attack began, `broken` of them fell to it, and
+    `robust_accuracy_after` is the share of all counted examples that no attack so far has broken.
+    `forward` and `backward` count single examples sent, not batches. `skipped` holds the reason, "" if it ran.
+    """
+
+    name: str
+    paper: str = ""
+    attempted: int = 0
+    broken: int = 0
+    robust_accuracy_after: float = math.nan
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+    skipped: str = ""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Robust accuracy at one eps: the share of `n` examples unbroken at this or any smaller eps, 95% Wilson interval."""
+
+    eps: float
+    robust_accuracy: float
+    n: int
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, eps: float, robust: int, n: int) -> "CurvePoint":
+        """Return the point for `robust` of `n` examples unbroken at `eps`."""
+        low, high = wilson(robust, n)
+        return cls(eps, robust / n, n, low, high)
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class Evaluation:
+    """The result of attacking `n` examples: arrays whose first axis is the example, and what was run.
+
+    Only `x`, `y`, `x_adv`, `clean` and `robust` are needed; what is left out reads as unknown (label -1, NaN, 0 passes).
+    Raises `InputError` when an array has another length or contradicts another one.
+    """
+
+    x: Tensor  # [n, ...] the originals, in the target's bounds
+    y: Tensor  # int64 [n] true labels
+    x_adv: Tensor  # [n, ...] what fooled the target; the original where nothing did
+    clean: Tensor  # bool [n] right and accepted before any attack
+    robust: Tensor  # bool [n] clean, and no attack has broken it
+    outcome: list[Status] = field(default_factory=list)  # [n]
+    broken_by: list[str] = field(default_factory=list)  # [n] name of the attack, "" if none
+    ids: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [n] stable ids of the examples
+    distance: Tensor = field(default_factory=lambda: torch.empty(0))  # [n] in the threat's norm; NaN if not broken
+    label_clean: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [n]; -1 unknown
+    label_adv: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [n]; -1 unknown
+    confidence_clean: Tensor = field(default_factory=lambda: torch.empty(0))  # [n] softmax of the winning class
+    confidence_adv: Tensor = field(default_factory=lambda: torch.empty(0))  # [n] softmax of the winning class
+    margin: Tensor = field(default_factory=lambda: torch.empty(0))  # [n] smallest margin found; < 0 is broken
+    steps_to_break: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [n]; -1 unknown
+    forward: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [n] forward passes spent on the example
+    backward: Tensor = field(default_factory=lambda: torch.empty(0))  # int64 [n] backward passes spent on it
+
+    threat: str = ""
+    suite: str = ""
+    seed: int = 0
+    target: str = ""
+    data: str = ""
+    classes: list[str] | None = None
+    status: str = "suspect"
+    reasons: list[str] = field(default_factory=lambda: ["not examined"])
+    attacks: list[AttackRow] = field(default_factory=list)
+    seconds: float = 0.0
+    curve: list[CurvePoint] | None = None
+    curve_suite: str = ""
+    notes: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # all that is needed to run it again; goes to run.json
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        n = len(self.y)
+        self.clean, self.robust = self.clean.bool(), self.robust.bool()
+        whole, real = torch.int64, torch.float64
+        unknown: dict[str, tuple[float, torch.dtype]] = {
+            "ids": (-1, whole), "label_clean": (-1, whole), "label_adv": (-1, whole), "steps_to_break": (-1, whole),
+            "forward": (0, whole), "backward": (0, whole), "distance": (math.nan, real), "margin": (math.nan, real),
+            "confidence_clean": (math.nan, real), "confidence_adv": (math.nan, real),
+        }  # fmt: skip
+        for name, (value, dtype) in unknown.items():
+            if getattr(self, name).numel() == 0:
+                setattr(self, name, torch.full((n,), value, dtype=dtype))
+        if len(self.ids) and bool((self.ids == -1).all()):
+            self.ids = torch.arange(n)
+        if not self.outcome:
+            self.outcome = [
+                Status.SURVIVED if r else Status.BROKEN if c else Status.MISCLASSIFIED
+                for c, r in zip(self.clean.tolist(), self.robust.tolist(), strict=True)
+            ]
+        self.broken_by = self.broken_by or [""] * n
+        self._check(n)
+
+    def _check(self, n: int) -> None:
+        rows = ("x", "x_adv", "clean", "robust", "outcome", "broken_by", "ids", "distance", "label_clean", "label_adv",
+                "confidence_clean", "confidence_adv", "margin", "steps_to_break", "forward", "backward")  # fmt: skip
+        for name in rows:
+            if (length := len(getattr(self, name))) != n:
+                raise InputError(f"{name} has {length} rows, but there are {n} labels; give one row per example.")
+        self.outcome = [Status(o) for o in self.outcome]
+        for i, (o, c, r) in enumerate(zip(self.outcome, self.clean.tolist(), self.robust.tolist(), strict=True)):
+            fits = {Status.MISCLASSIFIED: not c and not r, Status.BROKEN: c and not r, Status.SURVIVED: c and r,
+                    Status.INVALID: not r}  # fmt: skip
+            if not fits.get(o, c and r):
+                raise InputError(f"Example {i} is {o.value}, but clean is {c} and robust is {r}; only one can be true.")
+
+    def count(self, *which: Status) -> int:
+        """Return the number of examples whose outcome is one of `which`."""
+        return sum(o in which for o in self.outcome)
+
+    @property
+    def counted(self) -> Tensor:
+        """Bool [n]: the examples that the numbers speak about (all but the invalid ones)."""
+        return torch.tensor([o is not Status.INVALID for o in self.outcome], dtype=torch.bool)
+
+    @property
+    def n(self) -> int:
+        """Number of examples that the accuracies speak about."""
+        return len(self.outcome) - self.count(Status.INVALID)
+
+    @property
+    def done(self) -> int:
+        """Number of examples whose outcome is final; smaller than `n` when a budget ended the run."""
+        return self.n - self.count(*UNDECIDED)
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of the examples that are right before any attack."""
+        return self._share(self.n - self.count(Status.MISCLASSIFIED))
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of the examples that no attack has broken: an upper bound, examples not finished counted as robust."""
+        return self._share(self.count(Status.SURVIVED, *UNDECIDED))
+
+    @property
+    def robust_interval(self) -> tuple[float, float]:
+        """95% Wilson interval of `robust_accuracy`: it covers the choice of images, not attacks left untried."""
+        return wilson(self.count(Status.SURVIVED, *UNDECIDED), self.n) if self.n else (0.0, 1.0)
+
+    @property
+    def bracket(self) -> tuple[float, float] | None:
+        """Robust accuracy with the unfinished examples counted as broken and as robust; None when all finished."""
+        if self.done == self.n:
+            return None
+        return self._share(self.count(Status.SURVIVED)), self.robust_accuracy
+
+    @property
+    def forward_total(self) -> int:
+        """Forward passes of all examples together."""
+        return int(self.forward.sum())
+
+    @property
+    def backward_total(self) -> int:
+        """Backward passes of all examples together."""
+        return int(self.backward.sum())
+
+    def _share(self, k: int) -> float:
+        return k / self.n if self.n else math.nan
+
+    @property
+    def verdict(self) -> str:
+        """The status with its reasons: "suspect: not examined"."""
+        return f"{self.status}: {', '.join(self.reasons)}" if self.reasons else self.status
+
+    @property
+    def at_most(self) -> str:
+        """The number as a sentence that says what it bounds and what its interval covers."""
+        low, high = self.robust_interval
+        text = (
+            f"At most {self.robust_accuracy:.1%} of {self.n} examples stay classified correctly within {self.threat}; "
+            f"95% interval {low:.1%} to {high:.1%} over the choice of examples, stronger attacks can only lower it."
+        )
+        if self.bracket:
+            text += f" {self.n - self.done} examples were not finished: between {self.bracket[0]:.1%} and "
+            text += f"{self.bracket[1]:.1%} under this suite."
+        return text
+
+    def name(self, label: int) -> str:
+        """Return the name of class `label`: its entry of `classes`, else the number, "?" for -1."""
+        if label < 0:
+            return "?"
+        return str(self.classes[label]) if self.classes and label < len(self.classes) else str(label)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `summary.json` holds: plain numbers, strings, lists and dicts; unknown numbers are None."""
+        attacks = [{k: _plain(v) for k, v in vars(row).items()} for row in self.attacks]
+        curve = None if self.curve is None else [{k: _plain(v) for k, v in vars(p).items()} for p in self.curve]
+        return {
+            "n": self.n, "clean_accuracy": _plain(self.clean_accuracy), "robust_accuracy": _plain(self.robust_accuracy),
+            "robust_interval": list(self.robust_interval), "at_most": self.at_most,
+            "status": self.status, "reasons": list(self.reasons),
+            "threat": self.threat, "suite": self.suite, "seed": self.seed, "target": self.target, "data": self.data,
+            "counts": {s.value: self.count(s) for s in Status}, "done": self.done,
+            "bracket": list(self.bracket) if self.bracket else None,
+            "attacks": attacks, "forward_total": self.forward_total, "backward_total": self.backward_total,
+            "seconds": self.seconds, "curve": curve, "curve_suite": self.curve_suite,
+            "notes": list(self.notes), "versions": dict(self.versions),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        low, high = self.robust_interval
+        text = f"robust accuracy at most {self.robust_accuracy:.1%} (95% interval {100 * low:.1f}-{high:.1%} "
+        text += f"over the choice of {self.n} images)"
+        if self.bracket:
+            text += f" · {self.n - self.done} not finished: {100 * self.bracket[0]:.1f}-{self.bracket[1]:.1%}"
+        return f"{text} · {self.verdict}"
+
+    __repr__ = __str__
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
