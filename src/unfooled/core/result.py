@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import InputError
-from ..stats import wilson
+from unfooled.errors import InputError
+from unfooled.stats import wilson
 
 
 class Status(StrEnum):
@@ -52,7 +52,7 @@ class AttackRow:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Robust accuracy at one eps: the share of `n` examples unbroken at this or any smaller eps, 95% Wilson interval."""
+    """Robust accuracy at one eps: the share of `n` examples unbroken at it or below, with its 95% Wilson interval."""
 
     eps: float
     robust_accuracy: float
@@ -71,7 +71,7 @@ class CurvePoint:
 class Evaluation:
     """The result of attacking `n` examples: arrays whose first axis is the example, and what was run.
 
-    Only `x`, `y`, `x_adv`, `clean` and `robust` are needed; what is left out reads as unknown (label -1, NaN, 0 passes).
+    Only `x`, `y`, `x_adv`, `clean`, `robust` are needed; what is left out reads as unknown (label -1, NaN, 0 passes).
     Raises `InputError` when an array has another length or contradicts another one.
     """
 
