@@ -20,6 +20,7 @@ __all__ = [
     "Evaluation",
     "InputError",
     "MissingExtra",
+    "Run",
     "Status",
     "Target",
     "Targeted",
@@ -47,9 +48,10 @@ if TYPE_CHECKING:
     from unfooled import attacks, losses, norms, report, stats, targets
     from unfooled.core.access import Access
     from unfooled.core.data import Data, load_data
-    from unfooled.core.engine import last_iterate, run
+    from unfooled.core.engine import last_iterate
     from unfooled.core.goal import Targeted, Untargeted
     from unfooled.core.result import Evaluation, Status
+    from unfooled.core.run import Run, run
     from unfooled.core.target import Target
     from unfooled.core.threat import Ball, l0, l1, l2, linf, parse_threat
     from unfooled.errors import AccessError, InputError, MissingExtra, UnfooledError
@@ -59,9 +61,10 @@ _HOME = {
     "errors": ["AccessError", "InputError", "MissingExtra", "UnfooledError"],
     "core.access": ["Access"],
     "core.data": ["Data", "load_data"],
-    "core.engine": ["last_iterate", "run"],
+    "core.engine": ["last_iterate"],
     "core.goal": ["Targeted", "Untargeted"],
     "core.result": ["Evaluation", "Status"],
+    "core.run": ["Run", "run"],
     "core.target": ["Target"],
     "core.threat": ["Ball", "l0", "l1", "l2", "linf", "parse_threat"],
     "evaluate": ["evaluate"],

@@ -1,0 +1,16 @@
+"""The attack shelf: recipes that print as the calls that make them, and suites of them."""
+
+from ..core.attack import RECIPES as RECIPES
+from ..core.attack import Attack as Attack
+from ..core.attack import parse as parse
+from .gradient import apgd as apgd
+from .gradient import apgd_targeted as apgd_targeted
+from .gradient import bim as bim
+from .gradient import fgsm as fgsm
+from .gradient import mi_fgsm as mi_fgsm
+from .gradient import pgd as pgd
+from .gradient import pixel_gradient as pixel_gradient
+from .search import square as square
+from .suites import SUITES as SUITES
+from .suites import Suite as Suite
+from .suites import suite as suite

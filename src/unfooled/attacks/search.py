@@ -1,0 +1,195 @@
+"""Score-based random search: Square (Andriushchenko et al. 2020, arXiv 1912.00049), vectorised over rows at different steps."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from .._rows import Batch, column, where
+from ..core.access import Access
+from ..core.attack import Attack, Problem, Trial, recipe
+from ..core.goal import advantage
+from ..core.threat import Ball, Threat
+from ..errors import InputError
+
+_SCHEDULE = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000, 64), (6000, 128), (8000, 256))
+
+
+@dataclass
+class SquareState:
+    """The best point x [b, ...] by lead [b], and the row's own query counter t [b]."""
+
+    t: Tensor
+    x: Tensor
+    lead: Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Square(Attack[SquareState]):
+    """Square: random square-shaped changes, kept when the margin grows; one forward pass per row and step.
+
+    Inputs of other ranks are read as images: [b, d] as one row of d pixels, [b, h, w] as one channel, higher ranks with
+    all leading axes as channels. `p_init` is the first share of pixels that a square covers.
+    """
+
+    queries: int = 5000
+    p_init: float = 0.8
+    access = Access.SCORES
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no attack."""
+        if self.queries < 1 or not 0 < self.p_init <= 1:
+            raise InputError(f"square needs queries >= 1 and 0 < p_init <= 1, not {self.queries} and {self.p_init}.")
+
+    @property
+    def steps(self) -> int:
+        """Queries per row."""
+        return self.queries
+
+    def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
+        """Linf and L2 balls with a finite eps on tensors."""
+        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
+            return "needs inputs that are tensors and a norm ball"
+        if threat.norm.name not in ("linf", "l2"):
+            return f"has no squares for {threat.norm.symbol}; it takes linf, l2"
+        return "" if threat.bounded else "needs a finite eps"
+
+    def init(self, p: Problem) -> SquareState:
+        """Start fresh rows at the original."""
+        assert isinstance(p.x0, Tensor)
+        return SquareState(torch.zeros_like(p.y), p.x0, torch.full_like(p.y, -torch.inf, dtype=p.x0.dtype))
+
+    def step(self, p: Problem, s: SquareState) -> tuple[SquareState, Trial]:
+        """Propose, ask, keep where better."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        delta = _image(s.x - p.x0)
+        propose = self._linf if p.threat.norm.name == "linf" else self._l2
+        x = p.threat.project(p.x0 + propose(p, delta, s.t).view_as(p.x0), p.x0)
+        answer = p.oracle.scores(x)
+        lead = advantage(answer, p.y, p.to).to(s.lead.dtype)
+        better = lead > s.lead
+        return SquareState(s.t + 1, where(better, x, s.x), torch.where(better, lead, s.lead)), Trial(x, answer)
+
+    def _side(self, t: Tensor, pixels: int, least: int) -> Tensor:
+        """The squares' side at query t, [b]: the share of pixels halves along the published schedule, scaled to `queries`."""
+        scaled = t.double() * (10000 / self.queries)
+        divisor = torch.ones_like(scaled)
+        for after, by in _SCHEDULE:
+            divisor = torch.where(scaled > after, float(by), divisor)
+        return (self.p_init / divisor * pixels).sqrt().round().long().clamp(min=least)
+
+    def _linf(self, p: Problem, delta: Tensor, t: Tensor) -> Tensor:
+        """Stripes of one pixel's width at first; then one square of +-eps per channel."""
+        assert isinstance(p.threat, Ball)
+        b, c, h, w = delta.shape
+        eps = p.threat.eps
+        stripes = p.noise.signs(0, (c, 1, w), salt=1, dtype=delta.dtype) * eps
+        height, width, top, left = self._window(p, t, h, w, 1)
+        inside = _mask(h, top, height).view(b, 1, h, 1) & _mask(w, left, width).view(b, 1, 1, w)
+        signs = p.noise.signs(t, (c, 1, 1), salt=2, dtype=delta.dtype) * eps
+        return torch.where(column(t == 0, delta), stripes.expand_as(delta), torch.where(inside, signs, delta))
+
+    def _window(self, p: Problem, t: Tensor, h: int, w: int, least: int, salt: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A square's height, width, top and left, [b] each; flat inputs get a stretch of the same area."""
+        side = self._side(t, h * w, least)
+        height, width = side.clamp(max=h), side.clamp(max=w)
+        if h == 1:
+            width = side.square().clamp(min=1, max=w)
+        elif w == 1:
+            height = side.square().clamp(min=1, max=h)
+        return height, width, p.noise.integers(t, h - height + 1, salt), p.noise.integers(t, w - width + 1, salt + 1)
+
+    def _l2(self, p: Problem, delta: Tensor, t: Tensor) -> Tensor:
+        """Tiles of bumps at first; then the mass of one window moves into a bump in another one."""
+        assert isinstance(p.threat, Ball)
+        b, c, h, w = delta.shape
+        eps = p.threat.eps
+        side = max(min(h, w) // 5, 1)
+        tiles = _bumps(side, side, delta.dtype).to(delta.device).repeat(1, -(-h // side), -(-w // side))[0, :h, :w]
+        signs = p.noise.signs(0, (c, -(-h // side), -(-w // side)), salt=1, dtype=delta.dtype)
+        first = tiles * signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :h, :w]
+
+        least = min(3, h, w) if min(h, w) > 1 else 1
+        height, width, top, left = self._window(p, t, h, w, least)
+        top2, left2 = p.noise.integers(t, h - height + 1, 5), p.noise.integers(t, w - width + 1, 6)
+        here = _mask(h, top, height).view(b, 1, h, 1) & _mask(w, left, width).view(b, 1, 1, w)
+        there = _mask(h, top2, height).view(b, 1, h, 1) & _mask(w, left2, width).view(b, 1, 1, w)
+        bump = _bump_at(height, width, top, left, h, w, p.noise.integers(t, 2, 7), delta.dtype)  # [b, 1, h, w]
+        bump = bump * p.noise.signs(t, (c, 1, 1), salt=2, dtype=delta.dtype)
+        old = torch.where(here, delta, 0.0)
+        new = bump + old / _length(old, (2, 3)).clamp(min=1e-10)
+        moved = _length(torch.where(here | there, delta, 0.0), (2, 3)).square()  # [b, c, 1, 1]
+        spare = (eps**2 - _length(delta, (1, 2, 3)).square()).clamp(min=0) / c
+        new = torch.where(here, new, 0.0)
+        new = new / _length(new, (2, 3)).clamp(min=1e-10) * (spare + moved).sqrt()
+        later = torch.where(here, new, torch.where(there, 0.0, delta))
+        full = torch.where(column(t == 0, delta), first, later)
+        return full / _length(full, (1, 2, 3)).clamp(min=1e-10) * eps
+
+
+def _image(d: Tensor) -> Tensor:
+    """Read rows of any rank as images [b, c, h, w]."""
+    match d.dim():
+        case 1 | 2:
+            return d.reshape(len(d), 1, 1, -1)
+        case 3:
+            return d.unsqueeze(1)
+    return d.reshape(len(d), -1, *d.shape[-2:])
+
+
+def _length(d: Tensor, axes: tuple[int, ...]) -> Tensor:
+    return torch.linalg.vector_norm(d, dim=axes, keepdim=True)
+
+
+def _mask(size: int, start: Tensor, length: Tensor) -> Tensor:
+    """True on [start, start + length) of `size` places, [b, size]."""
+    at = torch.arange(size, device=start.device)
+    return (at >= start.view(-1, 1)) & (at < (start + length).view(-1, 1))
+
+
+def _bump_at(height: Tensor, width: Tensor, top: Tensor, left: Tensor, h: int, w: int, turned: Tensor, dtype: torch.dtype) -> Tensor:
+    """Each row's bump at its place, [b, 1, h, w]; zero outside its window."""
+    sizes = torch.stack([height, width], 1)
+    kinds, which = torch.unique(sizes, dim=0, return_inverse=True)
+    table = torch.zeros(2 * len(kinds), h, w, dtype=dtype, device=height.device)
+    for i, (a, b) in enumerate(kinds.tolist()):
+        table[2 * i : 2 * i + 2, :a, :b] = _bumps(a, b, dtype).to(table.device)
+    index = which * 2 + turned
+    i = (torch.arange(h, device=top.device).view(1, -1, 1) - top.view(-1, 1, 1)).clamp(min=0)
+    j = (torch.arange(w, device=top.device).view(1, 1, -1) - left.view(-1, 1, 1)).clamp(min=0)
+    inside = _mask(h, top, height).unsqueeze(2) & _mask(w, left, width).unsqueeze(1)
+    return torch.where(inside, table[index.view(-1, 1, 1), i, j], 0.0).unsqueeze(1)
+
+
+@lru_cache(maxsize=256)
+def _bumps(height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Two pyramids side by side of opposite signs and length 1, lying and standing, [2, height, width]."""
+
+    def pyramid(a: int, b: int) -> Tensor:
+        out = torch.zeros(a, b, dtype=dtype)
+        row, col = a // 2, b // 2
+        for ring in range(max(a // 2 + 1, b // 2 + 1)):
+            out[max(row, 0) : min(row + 2 * ring + 1, a), max(col, 0) : min(col + 2 * ring + 1, b)] += 1 / (ring + 1) ** 2
+            row, col = row - 1, col - 1
+        return out / out.norm().clamp(min=1e-10)
+
+    def halves(a: int, b: int) -> Tensor:
+        if a < 2:
+            return pyramid(a, b)
+        pair = torch.cat([pyramid(a // 2, b), -pyramid(a - a // 2, b)])
+        return pair / pair.norm()
+
+    return torch.stack([halves(height, width), halves(width, height).T])
+
+
+@recipe(
+    "Andriushchenko et al. 2020, arXiv 1912.00049",
+    ("linf", "l2"),
+    Access.SCORES,
+    factor=1.5,
+    reason="a random search is judged by its queries, not by the optimum",
+)
+def square(queries: int = 5000, p_init: float = 0.8) -> Square:
+    """Square: score-based random search with square-shaped changes; no gradient needed."""
+    return Square(queries=queries, p_init=p_init)

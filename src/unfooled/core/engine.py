@@ -1,0 +1,438 @@
+"""The engine: continuous batching. Slots are kept full; every row has its own step counter; the best so far is kept.
+
+A row leaves its slot when it is fooled (bounded threats), when its steps and restarts are used up or when its query
+budget is spent; the slot is refilled with the next example. What was found counts after an independent forward pass
+on the point as it is stored. Restarts of an example run one after another, so counts do not depend on the batch.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import _rows
+from .._noise import Noise, row_keys
+from .._rows import Batch
+from ..errors import InputError, TargetError
+from .attack import Attack, Problem
+from .goal import Goal, Untargeted, advantage
+from .oracle import Answer, Oracle
+from .pool import Pool
+from .result import Status
+from .target import Target, as_target
+from .threat import Threat
+
+_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "not enough memory")
+_CHECK_EVERY = 8  # steps between looks at the device's flags where a look costs a synchronisation
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: examples done of those this attack was given, robust share so far, passes through the target."""
+
+    done: int
+    total: int
+    attack: str
+    robust: float | None
+    forward: int
+    backward: int
+    seconds: float
+
+
+@dataclass
+class _Slots:
+    """The rows in work: `example` int64 [w], `live` bool [w] and `t` int64 [w] on the host, the rest on the device."""
+
+    p: Problem
+    s: Any
+    example: np.ndarray
+    live: np.ndarray
+    t: np.ndarray
+    best: Batch
+    key: Tensor  # [w] what the best is best by: the lead (bounded threats), else minus the distance of a success
+    scores: Tensor | None
+    found: Tensor  # bool [w]
+    found_t: Tensor  # int64 [w]
+
+    def take(self, index: np.ndarray) -> "_Slots":
+        rows = {k: _rows.take(v, index) for k, v in vars(self).items() if k != "p"}
+        return _Slots(p=self.p.take(index), **rows)
+
+    def put(self, index: np.ndarray, new: "_Slots") -> "_Slots":
+        rows = {k: _rows.put(v, index, getattr(new, k)) for k, v in vars(self).items() if k != "p"}
+        return _Slots(p=self.p.put(index, new.p), **rows)
+
+
+class Engine:
+    """Runs recipes over a pool of examples through one oracle.
+
+    Rows sent on behalf of nobody are counted as `padding` (empty slots) and `overrun` (rows already fooled that the
+    host had not noticed yet), [forward, backward] each; `vanished` counts successes that the re-check refused.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        oracle: Oracle,
+        threat: Threat,
+        goal: Goal,
+        width: int,
+        seed: int,
+        queries: int | None = None,
+        deadline: float | None = None,
+        progress: Callable[[Progress], None] | None = None,
+        surrogates: tuple[Oracle, ...] = (),
+    ) -> None:
+        self.pool, self.oracle, self.threat, self.goal = pool, oracle, threat, goal
+        self.width, self.seed, self.queries = width, seed, queries
+        self.deadline, self.progress, self.surrogates = deadline, progress, surrogates
+        self.device, self.dtype = oracle.target.device, oracle.target.work_dtype
+        self.padding, self.overrun = np.zeros(2, dtype=np.int64), np.zeros(2, dtype=np.int64)
+        self.vanished = 0
+        self.classes = 0
+        self.notes: list[str] = []
+        self._begun = self._told = time.monotonic()
+
+    def look(self) -> None:
+        """Ask for the clean answer of every example: what is wrong already, is not attacked."""
+        pool = self.pool
+        if not len(pool.y):
+            return
+        answer = self._look(pool.x)
+        pool.forward += 1
+        pool.label_clean, pool.label = answer.label.cpu(), answer.label.cpu().clone()
+        if answer.scores is not None:
+            pool.scores = answer.scores.cpu().float()
+            self.classes = pool.scores.shape[1]
+            outside = (pool.y < 0) | (pool.y >= self.classes)
+            if bool(outside.any()):
+                i = int(outside.nonzero()[0])
+                raise InputError(f"Label {int(pool.y[i])} is outside 0..{self.classes - 1} (sample {i}).")
+            pool.confidence_clean = pool.scores.softmax(1).amax(1)
+            pool.confidence = pool.confidence_clean.clone()
+            pool.status[~pool.scores.isfinite().all(1).numpy()] = Status.INVALID
+        pool.to = self.goal.wanted(pool.y, pool.scores)
+        pool.lead = advantage(Answer(pool.scores, pool.label), pool.y, pool.to).float()
+        pool.margin = -pool.lead.clone()
+        pool.status[(pool.lead >= 0).numpy() & (pool.status == Status.SURVIVED)] = Status.MISCLASSIFIED
+        if pool.to is not None:
+            pool.status[(pool.to == pool.y).numpy()] = Status.SKIPPED
+
+    def run(self, attack: Attack[Any], todo: np.ndarray) -> int:
+        """Attack the examples `todo`; return how many were attempted."""
+        jobs = deque((int(i), 0) for i in todo)
+        slots: _Slots | None = None
+        self._done = 0
+        while True:
+            if self.deadline is not None and time.monotonic() > self.deadline:
+                self._abandon(jobs, slots)
+                break
+            try:
+                slots = self._fill(attack, slots, jobs)
+                if slots is None:
+                    break
+                slots = self._step(attack, slots, jobs)
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                shrunk = True
+            else:
+                shrunk = False
+            if shrunk:  # outside the except block: its traceback holds the tensors that must go
+                slots = self._halve(slots, jobs)
+            self._tell(attack, len(todo))
+        self._tell(attack, len(todo), force=True)
+        return len(todo) - len({i for i, _ in jobs})
+
+    def _step(self, attack: Attack[Any], slots: _Slots, jobs: deque[tuple[int, int]]) -> _Slots:
+        with self._charged(slots):
+            state, trial = attack.step(slots.p, slots.s)
+        slots.s = state
+        slots.t[slots.live] += 1
+        lead = advantage(trial.answer, slots.p.y, slots.p.to)
+        if not attack.inside:
+            lead = torch.where(self.threat.contains(trial.x, slots.p.x0), lead, -torch.inf)
+        key = lead if self.threat.bounded else self._closeness(trial.x, slots.p.x0, lead)
+        better = (key > slots.key) & ~slots.found
+        slots.best = _rows.where(better, trial.x, slots.best)
+        slots.key = torch.where(better, key, slots.key)
+        if slots.scores is not None and trial.answer.scores is not None:
+            slots.scores = _rows.where(better, trial.answer.scores.float(), slots.scores)
+        spent = slots.t >= attack.steps
+        if self.queries is not None:
+            spent |= self.pool.forward[slots.example] + attack.queries_per_step + 2 > self.queries
+        if self.threat.bounded:
+            fresh = (lead > 0) & ~slots.found
+            slots.found = slots.found | fresh
+            slots.found_t = torch.where(fresh, torch.as_tensor(slots.t, device=self.device), slots.found_t)
+        if spent[slots.live].any() or self._time_to_look(slots):
+            found = slots.found.cpu().numpy()
+            if ((found | spent) & slots.live).any():
+                return self._retire(attack, slots, found & slots.live, spent & slots.live & ~found, jobs)
+        return slots
+
+    def _time_to_look(self, slots: _Slots) -> bool:
+        return self.threat.bounded and (self.device.type == "cpu" or int(slots.t.max()) % _CHECK_EVERY == 0)
+
+    def _closeness(self, x: Batch, x0: Batch, lead: Tensor) -> Tensor:
+        near = -self.threat.distance(x, x0)
+        return torch.where(lead > 0, near.to(lead.dtype), -torch.inf)
+
+    def _retire(
+        self, attack: Attack[Any], slots: _Slots, found: np.ndarray, spent: np.ndarray, jobs: deque[tuple[int, int]]
+    ) -> _Slots:
+        """Look at last iterates, re-check what was found, and let rows leave, or go on with their next restart."""
+        self._refund_overrun(slots, found)
+        last = attack.last(slots.p, slots.s)
+        index = np.flatnonzero(spent)
+        if last is not None and len(index):
+            x, rows = _rows.take(last, index), slots.p.take(index)
+            answer = self._look(x)
+            self.pool.forward[slots.example[index]] += 1
+            lead = advantage(answer, rows.y, rows.to)
+            lead = torch.where(self.threat.contains(self.threat.settle(x, rows.x0), rows.x0), lead, -torch.inf)
+            key = lead if self.threat.bounded else self._closeness(x, rows.x0, lead)
+            better = np.flatnonzero((key > slots.key[torch.as_tensor(index, device=self.device)]).cpu().numpy())
+            slots.best = _rows.put(slots.best, index[better], _rows.take(x, better))
+            slots.key = _rows.put(slots.key, index[better], _rows.take(key, better))
+            if slots.scores is not None and answer.scores is not None:
+                slots.scores = _rows.put(slots.scores, index[better], _rows.take(answer.scores, better))
+        won = slots.key > (0 if self.threat.bounded else -torch.inf)
+        index = np.flatnonzero((found | spent) & won.cpu().numpy())
+        broken = np.zeros_like(slots.live)
+        if len(index):
+            broken[index] = self._recheck(attack, slots, index)
+            refused = index[~broken[index]]
+            if len(refused):
+                self.vanished += len(refused)
+                slots.key = _rows.put(slots.key, refused, torch.full((len(refused),), 0.0 if self.threat.bounded else -torch.inf,
+                                                                     dtype=slots.key.dtype, device=self.device))  # fmt: skip
+                slots.found = _rows.put(slots.found, refused, torch.zeros(len(refused), dtype=torch.bool, device=self.device))
+        over = np.flatnonzero(spent & ~broken if self.threat.bounded else spent)
+        if len(over) and self.threat.bounded:
+            rows = slots.take(over)
+            self.pool.keep(slots.example[over], rows.best, rows.key, rows.scores)
+        restarts = slots.p.restart.cpu().numpy()
+        for i in over[::-1]:
+            if restarts[i] + 1 < attack.restarts and not self._poor(attack, int(slots.example[i])):
+                jobs.appendleft((int(slots.example[i]), int(restarts[i]) + 1))
+            else:
+                self._done += 1
+        self._done += int(broken.sum()) if self.threat.bounded else 0
+        slots.live[broken | spent] = False
+        return slots
+
+    def _poor(self, attack: Attack[Any], example: int) -> bool:
+        return self.queries is not None and self.pool.forward[example] + attack.queries_per_step + 2 > self.queries
+
+    def _recheck(self, attack: Attack[Any], slots: _Slots, index: np.ndarray) -> np.ndarray:
+        """Ask again for the stored points of the rows `index`; write the confirmed ones to the pool, return which."""
+        pool, rows, example = self.pool, slots.take(index), slots.example[index]
+        x = self.threat.settle(rows.best, rows.p.x0)
+        legal = self.threat.contains(x, rows.p.x0)
+        answer = self._look(x)
+        pool.forward[example] += 1
+        lead = advantage(answer, rows.p.y, rows.p.to)
+        tolerance = 0.0 if answer.scores is None else 4 * torch.finfo(answer.scores.dtype).eps * answer.scores.float().abs().amax(1)
+        sure = (legal & (lead > tolerance)).cpu().numpy()
+        distance = self.threat.distance(x, rows.p.x0).cpu().double()
+        nearer = ~(pool.distance[example] <= distance).numpy()  # a restart may have found a smaller change already
+        good = np.flatnonzero(sure & nearer)
+        at = example[good]
+        if len(good):
+            x_good = _rows.take(x, good)
+            _rows.assign(pool.x_adv, at, x_good)
+            _rows.assign(pool.best, at, x_good)
+            pool.distance[at] = distance[good]
+            pool.label[at] = answer.label.cpu()[good]
+            pool.lead[at] = lead.cpu().float()[good]
+            pool.margin[at] = -pool.lead[at]
+            if answer.scores is not None:
+                scores = answer.scores.cpu().float()[good]
+                pool.confidence[at] = scores.softmax(1).amax(1)
+                if pool.scores is not None:
+                    pool.scores[at] = scores
+            restart = rows.p.restart.cpu().numpy()[good]
+            pool.steps[at] = rows.t[good] + restart * attack.steps
+            pool.broken_by[at] = repr(attack)
+            pool.status[at] = Status.BROKEN
+        return sure
+
+    def _fill(self, attack: Attack[Any], slots: _Slots | None, jobs: deque[tuple[int, int]]) -> _Slots | None:
+        """Refill empty slots with waiting jobs; when none wait, fall to a smaller width; None when all is done."""
+        if slots is None:
+            if not jobs:
+                return None
+            count = min(len(jobs), self.width)
+            fresh = self._fresh(attack, [jobs.popleft() for _ in range(count)])
+            width = count if self.device.type == "cpu" else _rung(count, self.width, self.device)
+            if width > count:
+                fresh = fresh.take(np.arange(width) % count)
+                fresh.live[count:] = False
+            return fresh
+        free = np.flatnonzero(~slots.live)
+        if jobs and len(free):
+            index = free[: len(jobs)]
+            slots = slots.put(index, self._fresh(attack, [jobs.popleft() for _ in index]))
+            free = free[len(index) :]
+        if not slots.live.any():
+            return None
+        width = _rung(int(slots.live.sum()), len(slots.live), self.device)
+        if len(free) and width < len(slots.live):
+            order = np.argsort(~slots.live, kind="stable")[:width]  # the live ones first, in their order
+            return slots.take(order)
+        return slots
+
+    def _fresh(self, attack: Attack[Any], jobs: list[tuple[int, int]]) -> _Slots:
+        pool = self.pool
+        example, restart = np.array([j[0] for j in jobs]), np.array([j[1] for j in jobs])
+        keys = torch.from_numpy(row_keys(self.seed, pool.ids[example], attack.key(), restart)).to(self.device)
+        best = self._here(_rows.take(pool.best, example))
+        scores = None if pool.scores is None else pool.scores[example].to(self.device)
+        problem = Problem(
+            x0=self._here(_rows.take(pool.x, example)),
+            y=pool.y[example].to(self.device),
+            to=None if pool.to is None else pool.to[example].to(self.device),
+            restart=torch.from_numpy(restart).to(self.device),
+            noise=Noise(keys),
+            warm=best,
+            scores=scores,
+            threat=self.threat,
+            goal=self.goal,
+            oracle=self.oracle,
+            surrogates=self.surrogates,
+        )
+        lead = pool.lead[example].to(self.device, self.dtype)
+        return _Slots(
+            p=problem,
+            s=attack.init(problem),
+            example=example,
+            live=np.ones(len(jobs), dtype=bool),
+            t=np.zeros(len(jobs), dtype=np.int64),
+            best=best,
+            key=lead if self.threat.bounded else torch.full_like(lead, -torch.inf),
+            scores=scores,
+            found=torch.zeros(len(jobs), dtype=torch.bool, device=self.device),
+            found_t=torch.zeros(len(jobs), dtype=torch.int64, device=self.device),
+        )
+
+    def _here(self, x: Batch) -> Batch:
+        return x.to(self.device, self.dtype) if isinstance(x, Tensor) else x
+
+    def _look(self, x: Batch) -> Answer:
+        """Ask for any number of rows in pieces of the engine's width."""
+        parts: list[Answer] = []
+        at = 0
+        while at < len(x):
+            try:
+                parts.append(self.oracle.look(self._here(x[at : at + self.width])))
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                shrunk = True
+            else:
+                shrunk = False
+                at += self.width
+            if shrunk:
+                self._halve(None, deque())
+        scores = [a.scores for a in parts if a.scores is not None]
+        return Answer(torch.cat(scores) if scores else None, torch.cat([a.label for a in parts]))
+
+    @contextmanager
+    def _charged(self, slots: _Slots) -> Iterator[None]:
+        """Share what passes the door among the live rows; empty slots are padding."""
+        before = np.array([self.oracle.forward, self.oracle.backward])
+        yield
+        each = (np.array([self.oracle.forward, self.oracle.backward]) - before) // len(slots.live)
+        self._each = each
+        at = slots.example[slots.live]
+        self.pool.forward[at] += each[0]
+        self.pool.backward[at] += each[1]
+        self.padding += each * int((~slots.live).sum())
+
+    def _refund_overrun(self, slots: _Slots, found: np.ndarray) -> None:
+        if self.device.type == "cpu" or not found.any():
+            return
+        late = (slots.t - slots.found_t.cpu().numpy())[found]
+        self.pool.forward[slots.example[found]] -= late * self._each[0]
+        self.pool.backward[slots.example[found]] -= late * self._each[1]
+        self.overrun += self._each * int(late.sum())
+        slots.t[found] -= late
+
+    def _halve(self, slots: _Slots | None, jobs: deque[tuple[int, int]]) -> _Slots | None:
+        """Go on with half the slots; the rows that lose theirs start again later with the same luck."""
+        if self.width == 1:
+            raise TargetError("Out of memory with a single input in the batch; use a smaller target or a device with more memory.")
+        self.width = max(1, self.width // 2)
+        self.notes.append(f"Out of memory; continued with {self.width} slots. Results are unaffected.")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if slots is None or len(slots.live) <= self.width:
+            return slots
+        restarts = slots.p.restart.cpu().numpy()
+        for i in np.flatnonzero(slots.live)[::-1]:
+            if i >= self.width:
+                jobs.appendleft((int(slots.example[i]), int(restarts[i])))
+        return slots.take(np.arange(self.width))
+
+    def _abandon(self, jobs: deque[tuple[int, int]], slots: _Slots | None) -> None:
+        self.pool.unrun[[i for i, _ in jobs]] = True
+        if slots is not None:
+            self.pool.unrun[slots.example[slots.live]] = True
+
+    def _tell(self, attack: Attack[Any], total: int, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if self.progress is None or (now - self._told < 0.1 and not force):
+            return
+        self._told = now
+        robust = float((self.pool.status == Status.SURVIVED).mean()) if len(self.pool.y) else None
+        self.progress(Progress(done=self._done, total=total, attack=repr(attack), robust=robust, forward=self.oracle.forward,
+                               backward=self.oracle.backward, seconds=now - self._begun))  # fmt: skip
+
+
+def last_iterate(
+    attack: Attack[Any],
+    target: Target | Callable[..., Any],
+    x: Tensor,
+    y: Tensor,
+    threat: Threat,
+    *,
+    seed: int = 0,
+    ids: np.ndarray | None = None,
+    step: int = 0,
+) -> Tensor:
+    """Return the attack's last iterate for every row, [b, ...]: the tiny door for training.
+
+    All rows make all steps, nothing is stopped early or re-checked, and the module's mode (train or eval) is left as
+    it is. `ids` int64 [b] and `step` make the noise; x lies on the module's device.
+    """
+    door = Oracle(as_target(target), attack.access)
+    threat = threat.within(door.target.bounds)
+    names = np.arange(len(x), dtype=np.int64) if ids is None else np.asarray(ids, dtype=np.int64)
+    keys = torch.from_numpy(row_keys(seed, names, attack.key(), step)).to(x.device)
+    p = Problem(x, y, None, torch.zeros_like(y), Noise(keys), x, None, threat, Untargeted(), door)
+    state = attack.init(p)
+    for _ in range(attack.steps):
+        state, trial = attack.step(p, state)
+    last = attack.last(p, state)
+    end = trial.x if last is None else last
+    assert isinstance(end, Tensor)
+    return end.detach()
+
+
+def _rung(live: int, width: int, device: torch.device) -> int:
+    """The width for `live` rows out of `width`: powers of two where shapes are compiled, exact on a CPU."""
+    if device.type == "cpu":
+        return live if live <= 0.875 * width else width
+    return min(width, 1 << (live - 1).bit_length())
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(t in str(error).lower() for t in _MEMORY)
+

@@ -1,0 +1,63 @@
+"""Goals: what counts as a success."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..losses import margin, margin_targeted
+from .oracle import Answer
+
+
+@dataclass(frozen=True)
+class Untargeted:
+    """Any class but the true one."""
+
+    def wanted(self, y: Tensor, scores: Tensor | None) -> Tensor | None:
+        """Return the wanted class per example, or None: there is none."""
+        return None
+
+
+@dataclass(frozen=True, eq=False)
+class Targeted:
+    """One class: an int, one per example (int64 [n]), or 'least_likely' on the clean input."""
+
+    to: int | Tensor | Literal["least_likely"]
+
+    def __repr__(self) -> str:
+        """Return the call that makes the goal."""
+        return f"Targeted(to={self.to.tolist() if isinstance(self.to, Tensor) else self.to!r})"
+
+    def wanted(self, y: Tensor, scores: Tensor | None) -> Tensor:
+        """Return the wanted class per example, int64 [n]; raises InputError when it does not fit."""
+        if isinstance(self.to, str):
+            if self.to != "least_likely":
+                raise InputError(f"Targeted(to={self.to!r}): give a class number, one per example, or 'least_likely'.")
+            if scores is None:
+                raise InputError("Targeted(to='least_likely') needs access to scores; name the wanted class instead.")
+            return scores.argmin(1)
+        to = torch.as_tensor(self.to, dtype=torch.int64, device=y.device)
+        if to.dim() and to.shape != y.shape:
+            raise InputError(f"Targeted(to=...) has shape {tuple(to.shape)}; expected one class per example: ({len(y)},).")
+        if scores is not None and len(to.view(-1)) and not bool(((to >= 0) & (to < scores.shape[1])).all()):
+            raise InputError(f"Targeted(to=...) names a class outside 0..{scores.shape[1] - 1}.")
+        return to.expand_as(y).clone()
+
+
+Goal = Untargeted | Targeted
+
+
+def advantage(answer: Answer, y: Tensor, to: Tensor | None) -> Tensor:
+    """By how much the goal is reached, [b]: the margin of the scores, or +-1 where only labels are known.
+
+    Positive is a success, strictly: a tie is none. A rejected or non-finite answer is never a success.
+    """
+    if answer.scores is None:
+        won = answer.label != y if to is None else answer.label == to
+        lead = won.to(torch.float32) * 2 - 1
+    else:
+        lead = margin(answer.scores, y) if to is None else margin_targeted(answer.scores, to)
+        lead = torch.where(answer.scores.isfinite().all(1), lead, -torch.inf)
+    return lead if answer.accepted is None else torch.where(answer.accepted, lead, -torch.inf)

@@ -1,0 +1,208 @@
+"""Run attacks on examples: one attack, or a cascade in which each next attack gets the rows that are left."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .._noise import example_ids
+from .._rows import Batch
+from ..errors import AccessError, InputError
+from .access import Access
+from .attack import RECIPES, Attack, parse
+from .engine import Engine, Progress
+from .goal import Goal, Untargeted
+from .oracle import Oracle
+from .pool import Pool
+from .result import AttackRow, Status
+from .target import Target, as_target, untouched
+from .threat import Threat
+
+
+@dataclass
+class Run:
+    """What is known about n examples after one attack or a cascade, one row each.
+
+    `status` says misclassified (wrong before any attack), broken, survived, skipped or not_run; `success` bool [n] is
+    status == broken; `x_adv` [n, ...] holds the original where nothing was found; `distance` [n] is NaN there;
+    `forward` and `backward` int64 [n] count the rows sent through the target for that example, the first look and the
+    re-check included. `padding` and `overrun` rows ([forward, backward]) belong to nobody;
+    with them the counts equal what the target saw. `vanished` counts successes that the re-check refused.
+    """
+
+    attacks: list[AttackRow]
+    status: list[Status]
+    success: Tensor
+    x_adv: Batch
+    distance: Tensor
+    margin: Tensor
+    label: Tensor
+    label_clean: Tensor
+    confidence: Tensor
+    confidence_clean: Tensor
+    steps: np.ndarray
+    broken_by: list[str]
+    ids: np.ndarray
+    forward: np.ndarray
+    backward: np.ndarray
+    padding: np.ndarray
+    overrun: np.ndarray
+    vanished: int
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+
+def auto_width(x: Batch, device: torch.device) -> int:
+    """Return how many slots suit inputs of this size on this device."""
+    numel = max(1, math.prod(x.shape[1:])) if isinstance(x, Tensor) else 1000
+    room = 2**24 if device.type != "cpu" else 2**18
+    return 2 ** int(np.clip(math.log2(room / numel), 3, 9 if device.type != "cpu" else 8))
+
+
+def run(
+    attacks: Attack[Any] | str | Sequence[Attack[Any] | str],
+    target: Target | Callable[..., Any],
+    x: Batch,
+    y: Tensor,
+    threat: Threat,
+    *,
+    goal: Goal | None = None,
+    access: Access | None = None,
+    queries: int | None = None,
+    batch_size: int | str = "auto",
+    seed: int = 0,
+    ids: Sequence[int] | np.ndarray | None = None,
+    surrogates: Sequence[Target] = (),
+    deadline: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Run:
+    """Attack n examples and return one record per example.
+
+    Args:
+        attacks: a recipe, its text, or a list: each next attack gets the rows that are left and their best points.
+        target: a Target, or a module that takes inputs in [0, 1].
+        x: float [n, ...] within the target's bounds (or a list of n texts for a threat on texts).
+        y: int64 [n], always the true labels.
+        threat: what may be submitted instead of x; a finite eps asks for any success, none for the smallest change.
+        goal: Untargeted() or Targeted(to=...).
+        access, queries: what the attacker may ask, and how often per example (the first look and the re-check count).
+        batch_size: slots, or "auto".
+        seed: of all noise; draws belong to the example, not to the batch.
+        ids: stable ids int64 [n]; by default the hash of each example's float32 bytes.
+        surrogates: other targets that transfer attacks may use freely.
+        deadline: `time.monotonic()` after which no new row is started; such rows end as not_run.
+        progress: called with a Progress about ten times a second.
+
+    Raises:
+        InputError: inputs, labels or settings do not fit.
+        AccessError: an attack needs more access than was granted (in a list: it is skipped with the reason).
+    """
+    begun = time.monotonic()
+    target = as_target(target)
+    recipes = [parse(a) if isinstance(a, str) else a for a in ([attacks] if isinstance(attacks, Attack | str) else attacks)]
+    threat = threat.within(target.bounds)
+    _check(x, y, threat, target)
+    oracle = Oracle(target, Access.GRADIENT if access is None else Access(access))
+    if len(recipes) == 1:
+        oracle.need(recipes[0].access, repr(recipes[0]))
+    n = len(x)
+    names = example_ids(x) if ids is None else np.asarray(ids, dtype=np.int64)
+    if names.shape != (n,):
+        raise InputError(f"ids has shape {names.shape}; expected ({n},).")
+    if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
+        raise InputError(f"batch_size must be 'auto' or at least 1, not {batch_size!r}.")
+    width = auto_width(x, target.device) if isinstance(batch_size, str) else int(batch_size)
+    pool = Pool.of(x, y, names, target.work_dtype)
+    rows: list[AttackRow] = []
+    with untouched(target):
+        engine = Engine(pool, oracle, threat, goal or Untargeted(), width, seed, queries, deadline, progress,
+                        tuple(Oracle(s, Access.GRADIENT) for s in surrogates))  # fmt: skip
+        engine.look()
+        alone = len(recipes) == 1
+        for attack in recipes:
+            row = _attack(engine, attack, alone)
+            rows.append(row)
+    done = pool.status == Status.SURVIVED
+    pool.status[done & pool.unrun] = Status.NOT_RUN
+    if recipes and all(r.skipped for r in rows):
+        pool.status[done] = Status.SKIPPED
+    return Run(
+        attacks=rows,
+        status=[Status(s) for s in pool.status],
+        success=torch.from_numpy(pool.status == Status.BROKEN),
+        x_adv=pool.x_adv,
+        distance=pool.distance,
+        margin=pool.margin,
+        label=pool.label,
+        label_clean=pool.label_clean,
+        confidence=pool.confidence,
+        confidence_clean=pool.confidence_clean,
+        steps=pool.steps,
+        broken_by=list(pool.broken_by),
+        ids=names,
+        forward=pool.forward,
+        backward=pool.backward,
+        padding=engine.padding,
+        overrun=engine.overrun,
+        vanished=engine.vanished,
+        seconds=time.monotonic() - begun,
+        notes=engine.notes,
+    )
+
+
+def _attack(engine: Engine, attack: Attack[Any], alone: bool) -> AttackRow:
+    pool, start = engine.pool, time.monotonic()
+    forward, backward = engine.oracle.forward, engine.oracle.backward
+    todo = np.flatnonzero(pool.status == Status.SURVIVED)
+    before = len(todo)
+    reason = "" if attack.access <= engine.oracle.granted else (
+        f"needs {attack.access.name.lower()} access, {engine.oracle.granted.name.lower()} was granted")  # fmt: skip
+    reason = reason or attack.unfit(pool.x, engine.threat, engine.classes)
+    if reason and alone:
+        raise InputError(f"{attack!r} does not apply: {reason}.") if "access" not in reason else AccessError(reason)
+    attempted = 0
+    if not reason:
+        attempted = engine.run(attack, todo)
+    left = int((pool.status == Status.SURVIVED).sum())
+    return AttackRow(
+        name=repr(attack),
+        paper=_paper(attack),
+        attempted=attempted,
+        broken=before - left,
+        robust_accuracy_after=left / max(1, len(pool.y)),
+        forward=engine.oracle.forward - forward,
+        backward=engine.oracle.backward - backward,
+        seconds=time.monotonic() - start,
+        skipped=reason,
+    )
+
+
+def _paper(attack: Attack[Any]) -> str:
+    found = RECIPES.get(repr(attack).partition("(")[0])
+    return found.paper if found else ""
+
+
+def _check(x: Batch, y: Tensor, threat: Threat, target: Target) -> None:
+    if not isinstance(y, Tensor) or y.shape != (len(x),) or y.is_floating_point():
+        shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
+        raise InputError(f"y must be integer labels of shape ({len(x)},), not {shape}.")
+    threat.check(x)
+    if isinstance(x, Tensor) and len(x):
+        if not x.is_floating_point():
+            raise InputError(f"x must be floating-point inputs within {list(target.bounds)}, not {x.dtype}; divide 8-bit images by 255.")
+        bad = (~x.reshape(len(x), -1).isfinite()).sum(1)
+        if bool(bad.any()):
+            first = int(bad.nonzero()[0])
+            raise InputError(f"Sample {first} contains {int(bad[first])} values that are not finite; leave it out or mend it.")
+        lo, hi = float(x.min()), float(x.max())
+        if lo < target.bounds[0] - 1e-6 or hi > target.bounds[1] + 1e-6:
+            raise InputError(
+                f"Inputs span [{lo:.4g}, {hi:.4g}] but the target's bounds are {list(target.bounds)}; "
+                "put the normalisation inside the target (mean=, std=) or give its bounds. Nothing was attacked."
+            )
+

@@ -1,0 +1,171 @@
+"""Threats: the set of inputs that the attacker may submit instead of x."""
+
+import ast
+import math
+import operator
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .._noise import Noise
+from .._rows import Batch
+from ..errors import InputError, nearest
+from ..norms import NORMS, Bounds, Norm, Radius
+
+
+class Threat(ABC):
+    """What the attacker may submit instead of x; rows of `x_adv` and `x` belong together."""
+
+    @property
+    @abstractmethod
+    def bounded(self) -> bool:
+        """Whether the first success ends the search (a fixed budget), or the smallest change is asked for."""
+
+    @abstractmethod
+    def check(self, x: Batch) -> None:
+        """Raise InputError when the threat does not apply to inputs like `x`."""
+
+    @abstractmethod
+    def distance(self, x_adv: Batch, x: Batch) -> Tensor:
+        """Return the size of the change, [b]."""
+
+    @abstractmethod
+    def contains(self, x_adv: Batch, x: Batch) -> Tensor:
+        """Return whether the attacker may submit `x_adv` instead of `x`, bool [b]."""
+
+    def settle(self, x_adv: Batch, x: Batch) -> Batch:
+        """Return the point of the set that is stored for `x_adv`: the same, or moved inside by rounding errors."""
+        return x_adv
+
+    def within(self, bounds: Bounds) -> "Threat":
+        """Return the threat with the target's bounds filled in."""
+        return self
+
+
+@dataclass(frozen=True)
+class Ball(Threat):
+    """All points of the box within `eps` of x in a norm.
+
+    `eps` is in the units of the input (inputs in [0, 1]: 8/255 is eight grey levels); 0 allows nothing and is legal;
+    infinity asks attacks for the smallest change. `bounds` is filled in from the target.
+    """
+
+    norm: Norm
+    eps: float = math.inf
+    bounds: Bounds = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        """Refuse an eps that is no radius."""
+        if not self.eps >= 0:
+            raise InputError(f"eps must be 0 or larger, not {self.eps}.")
+
+    def __repr__(self) -> str:
+        """Return what users write: linf(0.1)."""
+        return f"{self.norm}({'' if math.isinf(self.eps) else format(self.eps, '.6g')})"
+
+    @property
+    def bounded(self) -> bool:
+        """True for a finite eps."""
+        return math.isfinite(self.eps)
+
+    def within(self, bounds: Bounds) -> "Ball":
+        """Return the ball inside the box `bounds`."""
+        return replace(self, bounds=bounds)
+
+    def check(self, x: Batch) -> None:
+        """Raise InputError when x is no tensor of finite numbers within the bounds."""
+        if not isinstance(x, Tensor):
+            raise InputError(f"{self!r} needs inputs that are tensors; these are {type(x).__name__}s.")
+
+    def distance(self, x_adv: Batch, x: Batch) -> Tensor:
+        """Return norm(x_adv - x) in float64, [b]."""
+        assert isinstance(x_adv, Tensor) and isinstance(x, Tensor)
+        return self.norm.size(x_adv.double() - x.double())
+
+    def contains(self, x_adv: Batch, x: Batch) -> Tensor:
+        """Return whether x_adv is finite, inside the box, and inside the ball up to 1e-6 of eps, in float64, [b]."""
+        assert isinstance(x_adv, Tensor)
+        lo, hi = self.bounds
+        flat = x_adv.reshape(len(x_adv), -1)
+        in_box = ((flat >= lo) & (flat <= hi)).all(1)  # NaN fails both comparisons
+        return in_box & (self.distance(x_adv, x) <= self.eps * (1 + 1e-6))
+
+    def settle(self, x_adv: Batch, x: Batch) -> Batch:
+        """Return x_adv projected in float64 and rounded to its dtype without leaving the ball, [b, ...]."""
+        assert isinstance(x_adv, Tensor) and isinstance(x, Tensor)
+        z = self.norm.project(x_adv.double(), x.double(), self.eps, self.bounds).to(x_adv.dtype)
+        if self.norm.name == "linf" and self.bounded:
+            outside = (z.double() - x.double()).abs() > self.eps
+            return torch.where(outside, torch.nextafter(z, x.to(z.dtype)), z)
+        return z
+
+    def project(self, x_adv: Tensor, x: Tensor, radius: Radius | None = None) -> Tensor:
+        """Return the nearest point of ball and box together, [b, ...]; `radius` [b] replaces eps."""
+        return self.norm.project(x_adv, x, self.eps if radius is None else radius, self.bounds)
+
+    def steepest(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return the norm's unit step of largest increase at x, [b, ...]; sparse norms leave out what meets the box."""
+        if self.norm.name in ("l1", "l0"):
+            lo, hi = self.bounds
+            g = torch.where(((g > 0) & (x >= hi)) | ((g < 0) & (x <= lo)), 0.0, g)
+        return self.norm.steepest(g)
+
+    def sample(self, noise: Noise, step: Tensor | int, x: Tensor, radius: Radius | None = None) -> Tensor:
+        """Return a point drawn uniformly from the ball around x, then projected on the box, [b, ...]."""
+        r = self.eps if radius is None else radius
+        return self.project(x + self.norm.sample(noise, step, x.shape[1:], r, x.dtype), x, radius)
+
+
+def linf(eps: float = math.inf) -> Ball:
+    """Every coordinate may change by at most eps."""
+    return Ball(NORMS["linf"], float(eps))
+
+
+def l2(eps: float = math.inf) -> Ball:
+    """The Euclidean length of the change is at most eps."""
+    return Ball(NORMS["l2"], float(eps))
+
+
+def l1(eps: float = math.inf) -> Ball:
+    """The absolute changes add up to at most eps."""
+    return Ball(NORMS["l1"], float(eps))
+
+
+def l0(eps: float = math.inf) -> Ball:
+    """At most eps coordinates change."""
+    return Ball(NORMS["l0"], float(eps))
+
+
+_OPERATORS = {ast.Div: operator.truediv, ast.Mult: operator.mul, ast.Sub: operator.sub, ast.Add: operator.add}
+
+
+def parse_number(text: str) -> float:
+    """Read a number or a fraction such as '8/255'; raises InputError."""
+
+    def value(node: ast.expr) -> float:
+        match node:
+            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
+                return float(number)
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
+                return float(_OPERATORS[type(op)](value(left), value(right)))
+            case ast.UnaryOp(op=ast.USub(), operand=operand):
+                return -value(operand)
+        raise ValueError
+
+    try:
+        return value(ast.parse(text.strip(), mode="eval").body)
+    except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
+        raise InputError(f"{text!r} is no number; write for example 0.03 or 8/255.") from None
+
+
+def parse_threat(text: str) -> Ball:
+    """Read a threat as users write it: 'linf(8/255)', 'l2(0.5)', 'l2()' (smallest change); raises InputError."""
+    name, bracket, rest = text.strip().partition("(")
+    name = name.strip().lower()
+    if name not in NORMS or not bracket or not rest.endswith(")"):
+        raise InputError(f"{text!r} is no threat; write for example linf(8/255), l2(0.5), l1(12) or l0(10)."
+                         + ("" if name in NORMS else nearest(name, NORMS)))  # fmt: skip
+    inner = rest[:-1].strip().removeprefix("eps=")
+    return Ball(NORMS[name], parse_number(inner) if inner else math.inf)
