@@ -1,0 +1,391 @@
+"""The report page: what a record says, in words, tables and pictures, as one static HTML file without any script.
+
+Everything that comes from data, targets or settings is text to the page: the template escapes every value, control
+characters and direction overrides are removed before, charts and pictures are `data:` images, and the page's own
+policy forbids scripts and any request.
+"""
+
+import math
+import re
+import unicodedata
+from collections import Counter
+from typing import Any
+
+from unfooled.core.result import Evaluation, Status
+from unfooled.report import figures
+
+GALLERY = 12  # examples shown
+WRONG = 6  # confidently wrong before any attack
+CLASSES = 20  # rows of the per-class table
+HEAT = 12  # classes of the heat table; with more, the most frequent pairs are listed
+PAIRS = 15
+NOTES = 40
+SIDE = 224  # longer edge of an embedded picture
+
+# controls, line separators, lone surrogates, and the marks that reorder text
+_HIDDEN = re.compile(r"[\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def safe_text(text: str) -> str:
+    """Return `text` on one line: control characters become spaces, invisible direction marks and surrogates go."""
+    text = _HIDDEN.sub("", text)
+    return "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
+
+
+def short(text: object, length: int = 48) -> str:
+    """Return `text` cleaned and cut to `length` characters."""
+    clean = safe_text(str(text)).strip()
+    return clean if len(clean) <= length else clean[: length - 1].rstrip() + "…"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return 0.4321 as "43.2%", an en dash for an unknown value."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{100 * value:.{digits}f}%"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with at most `digits` significant digits, an en dash for an unknown value."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
+
+
+def render(evaluation: Evaluation, *, images: bool = True, written: str = "") -> str:
+    """Return the report page of `evaluation`; without `images` no example is shown."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("unfooled.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: safe_text(value) if type(value) is str else value,
+    )
+    environment.filters |= {"percent": percent, "number": number, "short": short, "grouped": _grouped}
+    return environment.get_template("report.html.j2").render(_view(evaluation, images=images, written=written)) + "\n"
+
+
+def _view(e: Evaluation, *, images: bool, written: str) -> dict[str, Any]:
+    broken = [i for i, o in enumerate(e.outcome) if o is Status.BROKEN]
+    low, high = e.robust_interval
+    noun = "images" if len(e.x) and figures.is_picture(e.x[0]) else "examples"
+    return {
+        "e": e,
+        "low": low,
+        "high": high,
+        "noun": noun,
+        "counts": _counts(e),
+        "threat": explain_threat(e),
+        "threat_name": threat_name(e.threat),
+        "attacks": _attacks(e),
+        "classes": _classes(e),
+        "confidence": _confidence(e, broken, noun),
+        "effort": _effort(e, broken, noun),
+        "gallery": _gallery(e, broken) if images else [],
+        "wrong": _wrong(e) if images else [],
+        "images": images,
+        "confusion": _confusion(e, broken),
+        "curve": _curve(e),
+        "notes": e.notes[:NOTES],
+        "notes_left": max(0, len(e.notes) - NOTES),
+        "versions": sorted(e.versions.items()),
+        "command": e.command or _call(e),
+        "written": written,
+    }
+
+
+def _counts(e: Evaluation) -> list[dict[str, Any]]:
+    undecided = e.count(Status.NOT_RUN, Status.SKIPPED)
+    parts = [
+        ("wrong", "wrong before any attack", e.count(Status.MISCLASSIFIED), "misclassified as they are"),
+        ("broken", "broken", e.count(Status.BROKEN), "right at first, fooled inside the threat"),
+        ("survived", "survived", e.count(Status.SURVIVED), "no attack tried here fooled it"),
+    ]
+    if undecided:
+        parts.append(("open", "not finished", undecided, "right at first, attacks not all run"))
+    return [
+        {"kind": kind, "label": label, "k": k, "share": k / e.n if e.n else 0.0, "meaning": meaning}
+        for kind, label, k, meaning in parts
+    ]
+
+
+def threat_name(threat: str) -> str:
+    """Return "linf(0.03137254901960784)" as "linf(8/255)"; what has a short decimal form stays."""
+    parsed = re.fullmatch(r"(\w+)\(([0-9.e+-]+)\)", threat.strip())
+    if not parsed or len(parsed[2]) <= 6:
+        return threat
+    try:
+        eps = float(parsed[2])
+    except ValueError:
+        return threat
+    levels = eps * 255
+    exact = abs(levels - round(levels)) < 1e-6 * max(1.0, levels) and 1 <= levels
+    return f"{parsed[1]}({round(levels)}/255)" if exact else f"{parsed[1]}({eps:.4g})"
+
+
+def explain_threat(e: Evaluation) -> list[str]:
+    """Return what the attacker may do, in sentences; just its name when it is no norm ball."""
+    parsed = re.fullmatch(r"(linf|l2|l1|l0)\((.+)\)", e.threat.strip())
+    low, high = _bounds(e)
+    values = math.prod(e.x.shape[1:])
+    if not parsed:
+        return []
+    try:
+        norm, eps = parsed[1], float(parsed[2])
+    except ValueError:
+        return []
+    if math.isinf(eps):
+        return [f"The attacker looks for the smallest change, without a limit, measured in {norm}."]
+    grey = eps / (high - low) * 255
+    pictures = len(e.x) > 0 and figures.is_picture(e.x[0])
+    scale = f"on the scale from {low:g} to {high:g}"
+    if norm == "linf":
+        text = [f"Each of the {values:,} input values may change by up to {eps:.6g} {scale}."]
+        if pictures:
+            text.append(f"In 8-bit units that is {grey:.4g} of 255 grey levels.")
+            if grey < 0.5:
+                text.append("That is below half a grey level: nothing of it survives in an 8-bit file.")
+    elif norm == "l2":
+        each = eps / math.sqrt(values)
+        text = [f"The Euclidean length of the change of all {values:,} values together is at most {eps:.6g} {scale}."]
+        text.append(f"Spread evenly, every value moves by {each:.4g}")
+        text[-1] += f", {each / (high - low) * 255:.4g} of 255 grey levels." if pictures else "."
+    elif norm == "l1":
+        text = [f"The absolute changes of all {values:,} values add up to at most {eps:.6g} {scale}."]
+        if pictures:
+            text.append(f"In 8-bit units the sum is {grey:,.0f} grey levels: about {eps / (high - low):.3g} values")
+            text[-1] += " from one end of the scale to the other."
+    else:
+        text = [f"At most {eps:g} of the {values:,} input values may change, each as far as the scale goes."]
+    return [*text, f"Every changed input stays between {low:g} and {high:g}."]
+
+
+def _bounds(e: Evaluation) -> tuple[float, float]:
+    bounds = e.settings.get("bounds") or (0.0, 1.0)
+    return float(bounds[0]), float(bounds[1])
+
+
+def _attacks(e: Evaluation) -> dict[str, Any]:
+    ran = [row for row in e.attacks if not row.skipped]
+    forward, backward = sum(r.forward for r in ran), sum(r.backward for r in ran)
+    return {
+        "rows": e.attacks,
+        "papers": any(row.paper for row in e.attacks),
+        "other_forward": e.forward_total - forward,
+        "other_backward": e.backward_total - backward,
+    }
+
+
+def _classes(e: Evaluation) -> dict[str, Any]:
+    labels, counted = e.y.tolist(), e.counted.tolist()
+    total: Counter[int] = Counter(c for c, k in zip(labels, counted, strict=True) if k)
+    clean: Counter[int] = Counter(c for c, o in zip(labels, e.outcome, strict=True) if o is not Status.MISCLASSIFIED)
+    robust: Counter[int] = Counter(c for c, r in zip(labels, e.robust.tolist(), strict=True) if r)
+    rows = [
+        {"name": e.name(c), "n": k, "clean": clean[c] / k, "robust": robust[c] / k} for c, k in sorted(total.items())
+    ]
+    many = len(rows) > CLASSES
+    if many:
+        rows.sort(key=lambda r: (r["robust"], r["clean"], -r["n"]))
+    return {"rows": rows[:CLASSES], "left": max(0, len(rows) - CLASSES), "sorted": many}
+
+
+def _confidence(e: Evaluation, broken: list[int], noun: str) -> dict[str, Any] | None:
+    import statistics
+
+    after = [c for i in broken if math.isfinite(c := float(e.confidence_adv[i]))]
+    if not after:
+        return None
+    before = [c for i in broken if math.isfinite(c := float(e.confidence_clean[i]))]
+    edges, counts = figures.counted(after, bins=10, extent=(0.0, 1.0))
+    chart = None
+    if len(after) >= 5:
+        chart = _chart(
+            lambda theme: figures.histogram(
+                after, theme, title="confidence in the wrong class", unit=noun, percent=True, extent=(0.0, 1.0)
+            )
+        )
+    return {
+        "n": len(after),
+        "median": statistics.median(after),
+        "before": statistics.median(before) if before else None,
+        "sure": sum(c >= 0.9 for c in after) / len(after),
+        "chart": chart,
+        "rows": [(a, b, k) for a, b, k in zip(edges, edges[1:], counts, strict=False)],
+    }
+
+
+def _effort(e: Evaluation, broken: list[int], noun: str) -> list[dict[str, Any]]:
+    charts = []
+    steps = [float(s) for i in broken if (s := int(e.steps_to_break[i])) >= 0]
+    if len(steps) >= 5 and len(set(steps)) >= 3:
+        charts.append(("steps", "Steps until an example broke", "steps until broken", steps))
+    norm = e.threat.partition("(")[0]
+    distances = [d for i in broken if math.isfinite(d := float(e.distance[i]))]
+    if len(distances) >= 5 and max(distances) - min(distances) > 0.05 * max(distances):
+        charts.append(
+            (
+                "distance",
+                "Size of the change that broke it",
+                f"size of the change ({norm})",
+                distances,
+            )
+        )
+    result = []
+    for kind, heading, title, values in charts:
+        edges, counts = figures.counted(values, bins=20)
+        result.append(
+            {
+                "kind": kind,
+                "heading": heading,
+                "chart": _chart(lambda t, v=values, n=title: figures.histogram(v, t, title=n, unit=noun)),
+                "rows": [(a, b, k) for a, b, k in zip(edges, edges[1:], counts, strict=False) if k],
+                "median": sorted(values)[len(values) // 2],
+                "n": len(values),
+            }
+        )
+    return result
+
+
+def worst(e: Evaluation, count: int = GALLERY) -> list[int]:
+    """Return the indices of the most confidently fooled examples, at most two of a class while others are left."""
+    fooled = [i for i, o in enumerate(e.outcome) if o is Status.BROKEN]
+
+    def wrongness(i: int) -> tuple[float, float, int]:
+        confidence, margin = float(e.confidence_adv[i]), float(e.margin[i])
+        return (-confidence if math.isfinite(confidence) else 0.0, margin if math.isfinite(margin) else 0.0, i)
+
+    ranked = sorted(fooled, key=wrongness)
+    seen: Counter[int] = Counter()
+    first, later = [], []
+    for i in ranked:
+        seen[int(e.y[i])] += 1
+        (first if seen[int(e.y[i])] <= 2 else later).append(i)
+    return sorted((first + later)[:count], key=wrongness)
+
+
+def _gallery(e: Evaluation, broken: list[int]) -> list[dict[str, Any]]:
+    return [_card(e, i) for i in worst(e)]
+
+
+def _card(e: Evaluation, i: int) -> dict[str, Any]:
+    x, x_adv, bounds = e.x[i], e.x_adv[i], _bounds(e)
+    card: dict[str, Any] = {
+        "index": i,
+        "truth": e.name(int(e.y[i])),
+        "before": e.name(int(e.label_clean[i]) if int(e.label_clean[i]) >= 0 else int(e.y[i])),
+        "after": e.name(int(e.label_adv[i])),
+        "sure_before": float(e.confidence_clean[i]),
+        "sure_after": float(e.confidence_adv[i]),
+        "distance": float(e.distance[i]),
+        "steps": int(e.steps_to_break[i]),
+        "by": e.broken_by[i],
+        "pictures": [],
+        "values": [],
+    }
+    if figures.is_picture(x) or figures.is_strip(x):
+        draw = figures.picture if figures.is_picture(x) else figures.strip
+        shift, card["factor"] = figures.change(x, x_adv, bounds)
+        card["wide"] = not figures.is_picture(x)
+        shown = [("original", draw(x, bounds)), ("change", draw(shift)), ("adversarial", draw(x_adv, bounds))]
+        card["pictures"] = [(name, _embed(image)) for name, image in shown]
+        card["small"] = max(shown[0][1].size) < 100
+    else:
+        card["values"] = _changed_values(x, x_adv)
+        card["values_left"] = max(0, int((x != x_adv).sum()) - len(card["values"]))
+    return card
+
+
+def _embed(image: Any) -> str:
+    return figures.data_uri(figures.png(figures.reduced(image, SIDE)))
+
+
+def _changed_values(x: Any, x_adv: Any, count: int = 6) -> list[tuple[int, float, float]]:
+    flat, flat_adv = x.flatten().double(), x_adv.flatten().double()
+    order = (flat_adv - flat).abs().argsort(descending=True, stable=True)[:count].tolist()
+    return [(j, float(flat[j]), float(flat_adv[j])) for j in order if flat[j] != flat_adv[j]]
+
+
+def _wrong(e: Evaluation) -> list[dict[str, Any]]:
+    sure = [
+        (float(e.confidence_clean[i]), i)
+        for i, o in enumerate(e.outcome)
+        if o is Status.MISCLASSIFIED and math.isfinite(float(e.confidence_clean[i])) and int(e.label_clean[i]) >= 0
+    ]
+    cards = []
+    for confidence, i in sorted(sure, reverse=True)[:WRONG]:
+        x, bounds = e.x[i], _bounds(e)
+        image = ""
+        if figures.is_picture(x) or figures.is_strip(x):
+            draw = figures.picture if figures.is_picture(x) else figures.strip
+            image = _embed(draw(x, bounds))
+        card = {"index": i, "truth": e.name(int(e.y[i])), "said": e.name(int(e.label_clean[i])), "sure": confidence}
+        cards.append(card | {"image": image, "small": max(x.shape[-2:], default=0) < 100})
+    return cards
+
+
+def _confusion(e: Evaluation, broken: list[int]) -> dict[str, Any] | None:
+    pairs = Counter((int(e.y[i]), int(e.label_adv[i])) for i in broken if int(e.label_adv[i]) >= 0)
+    if not pairs:
+        return None
+    ranked = sorted(pairs.items(), key=lambda item: (-item[1], item[0]))
+    involved = sorted({c for pair in pairs for c in pair})
+    most = ranked[0][1]
+    heat = None
+    if len(involved) <= HEAT:
+        heat = {
+            "names": [e.name(c) for c in involved],
+            "rows": [
+                (e.name(a), [(pairs[a, b], pairs[a, b] / most, a == b) for b in involved])
+                for a in involved
+                if any(pairs[a, b] for b in involved)
+            ],
+        }
+    return {
+        "heat": heat,
+        "pairs": [(e.name(a), e.name(b), k, k / most) for (a, b), k in ranked[:PAIRS]],
+        "left": max(0, len(ranked) - PAIRS),
+        "n": sum(pairs.values()),
+    }
+
+
+def _curve(e: Evaluation) -> dict[str, Any] | None:
+    if not e.curve:
+        return None
+    points = sorted(e.curve, key=lambda p: p.eps)
+    norm = e.threat.partition("(")[0] or "eps"
+    low, high = _bounds(e)
+    in_levels = norm == "linf" and len(e.x) > 0 and figures.is_picture(e.x[0])
+    chart = _chart(
+        lambda theme: (
+            figures.curve_chart(points, theme, clean=e.clean_accuracy, eps_title=f"eps ({norm})")
+            if len(points) > 1
+            else None
+        )
+    )
+    return {
+        "points": points,
+        "chart": chart,
+        "n": max(p.n for p in points),
+        "levels": 255 / (high - low) if in_levels else None,
+    }
+
+
+def _chart(build: Any) -> dict[str, str] | None:
+    light, dark = build("light"), build("dark")
+    if light is None:
+        return None
+    return {
+        name: figures.data_uri(figures.svg(chart), "image/svg+xml")
+        for name, chart in (("light", light), ("dark", dark))
+    }
+
+
+def _call(e: Evaluation) -> str:
+    threat = f", uf.{e.threat}" if re.fullmatch(r"(linf|l2|l1|l0)\([0-9.e+-]+\)", e.threat) else ""
+    return f"uf.evaluate(target, x, y{threat}, suite={e.suite!r}, seed={e.seed})"
+
+
+def _grouped(value: int) -> str:
+    return f"{value:,}"
