@@ -75,21 +75,22 @@ def trespasses(file: Path, source: str) -> list[str]:
 
 
 def loaded_on_import(file: Path) -> set[str]:
-    """The packages that importing a file loads: functions and `if TYPE_CHECKING` left out."""
-    todo: list[ast.stmt] = list(ast.parse(file.read_text()).body)
+    """The packages that importing a file loads: function bodies and `if TYPE_CHECKING` left out."""
+    todo: list[ast.AST] = [ast.parse(file.read_text())]
     found = set()
     while todo:
         node = todo.pop()
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             found |= {module.split(".")[0] for module, _ in imports(node, file)}
-        elif isinstance(node, (ast.If, ast.Try, ast.With, ast.For, ast.ClassDef)):
-            if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
-                todo += [child for child in ast.walk(node) if isinstance(child, (ast.Import, ast.ImportFrom))]
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+        elif not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.expr)):
+            todo += ast.iter_child_nodes(node)
     return found
 
 
 def each(files: Iterable[Path]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("file", files, ids=lambda f: str(f.relative_to(SRC)))
+    return pytest.mark.parametrize("file", list(files), ids=lambda f: str(f.relative_to(SRC)))
 
 
 def test_every_room_has_a_floor() -> None:
