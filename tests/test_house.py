@@ -26,6 +26,7 @@ FLOORS = {
     6: ("scale", "report"),
     7: ("reproduce", "app"),
     8: ("cli", "testing"),
+    9: ("__main__",),
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 HEAVY = {"torch", "numpy", "scipy", "sklearn", "PIL", "altair", "vl_convert", "duckdb", "rich", "jinja2", "timm"}

@@ -1,0 +1,57 @@
+"""The app and its exit codes: 0 done, 2 bad input (one sentence, no traceback), 130 interrupted, 1 a file failed."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+
+from unfooled import __version__
+from unfooled.cli._eps import eps
+from unfooled.cli._evaluate import evaluate
+from unfooled.cli._list import list_
+from unfooled.errors import UnfooledError
+
+app = cyclopts.App(
+    name="unfooled",
+    help="Measure how easily a trained classifier is fooled, and show what fooled it.",
+    help_epilogue="Start with `unfooled evaluate`: it needs no arguments, downloads nothing and takes seconds.",
+    version=__version__,
+    help_format="plaintext",
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+    default_parameter=cyclopts.Parameter(negative=""),
+)
+app.command(evaluate)
+app.command(eps)
+app.command(list_, name="list")
+
+
+def call(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line (sys.argv by default) and return its exit code."""
+    try:
+        code = app(arguments, print_error=False, exit_on_error=False)
+        sys.stdout.flush()
+    except (cyclopts.CycloptsError, UnfooledError) as error:
+        return _complain(str(error), 2)
+    except KeyboardInterrupt:
+        return _complain("Interrupted.", 130)
+    except BrokenPipeError:
+        # whoever read the output has had enough; keep the interpreter from complaining at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        return _complain(f"{error.strerror}{f': {error.filename}' if error.filename else ''}.", 1)
+    return code if isinstance(code, int) else 0
+
+
+def main() -> None:
+    """Be the console script."""
+    sys.exit(call())
+
+
+def _complain(sentence: str, code: int) -> int:
+    sys.stderr.write(f"unfooled: {' '.join(sentence.split())}\n")
+    return code

@@ -1,0 +1,192 @@
+"""`unfooled evaluate`: the main job. Robust accuracy of a target on data, a table, and a run directory."""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from unfooled.cli import _words
+from unfooled.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from unfooled.core.result import Evaluation
+
+Suite = Literal["quick", "standard", "autoattack"]
+AccessName = Literal["decision", "label", "scores", "gradient"]
+
+_REPORT = 3.0  # seconds of a budget that are kept for writing the report
+TARGET, DATA, THREAT = "digits-cnn", "digits", "linf(0.1)"
+
+
+def evaluate(
+    target: str = TARGET,
+    data: str | None = None,
+    /,
+    *,
+    threat: str = THREAT,
+    suite: Suite = "quick",
+    limit: int | None = None,
+    out: Path | None = None,
+    batch_size: str = "auto",
+    device: str = "auto",
+    seed: int = 0,
+    budget: str | None = None,
+    access: AccessName | None = None,
+    queries: int | None = None,
+    curve: Annotated[bool, Parameter(negative="--no-curve")] = True,
+    weights: Path | None = None,
+    resize: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    classes: Path | None = None,
+    data_dir: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Measure how robust a classifier is: attack every image, report what still stands and show what fell.
+
+    Parameters
+    ----------
+    target
+        A name from `unfooled list targets`, path/to/file.py:callable that returns a torch module, or a timm name.
+    data
+        A name from `unfooled list data`, an .npz with `images` and `labels`, or a folder of class folders of images
+        [default: the target's own data set, else digits].
+    threat
+        What the attacker may change: linf(8/255), l2(0.5), l1(12) or l0(10), for inputs in [0, 1].
+    suite
+        The attacks: quick (seconds), standard (the full measure), autoattack (the literature's set, exactly).
+    limit
+        Only the first N examples.
+    out
+        New folder for the report and the records [default: runs/<time>-<hash>].
+    batch_size
+        How many examples are in work at a time, or auto.
+    device
+        cpu, cuda, cuda:1, mps, or auto.
+    seed
+        Seed of all random choices.
+    budget
+        Longest time, such as 90s, 5m or 1h30m; what is not finished in time is reported as a bracket.
+    access
+        What the attacker may ask the target for at most [default: gradient].
+    queries
+        How many forward passes the attacker has per example.
+    curve
+        Also measure robust accuracy at five sizes of the threat, with suite quick on at most 128 examples.
+    weights
+        A .safetensors or weights-only checkpoint to load into the target.
+    resize
+        Resize images: the shorter side (224), or height by width (224x256).
+    mean
+        Per-channel mean that the target expects to be subtracted, such as 0.485,0.456,0.406.
+    std
+        Per-channel standard deviation that the target expects to be divided by.
+    classes
+        A text file with one class name per line.
+    data_dir
+        Where named data sets lie [default: the variable UNFOOLED_DATA, then ../shared/data].
+    json
+        Print summary.json and nothing else.
+    """
+    begun, given = time.monotonic(), locals()
+    _words.at_least_one(limit, "--limit")
+    _words.at_least_one(queries, "--queries")
+    width, most = _words.slots(batch_size), _words.seconds(budget)
+    size = _words.size(resize)
+    mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
+
+    from unfooled.cli._progress import Live
+    from unfooled.core import record
+    from unfooled.core.threat import parse_threat
+
+    ball = parse_threat(threat)
+    folder = record.check_free(out) if out is not None else record.default_out(given)
+
+    from unfooled import report, targets
+    from unfooled.core.access import Access
+    from unfooled.core.data import load_data, read_classes
+    from unfooled.evaluate import evaluate as measure
+
+    names = read_classes(classes) if classes is not None else None
+    with Live(quiet=json) as live:
+        model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
+        data = data or DATA
+        examples = load_data(data, limit=limit, data_dir=data_dir, resize=size, classes=names)
+        result = measure(
+            model,
+            examples,
+            threat=ball,
+            suite=suite,
+            seed=seed,
+            batch_size=width,
+            device=device,
+            access=None if access is None else Access[access.upper()],
+            queries=queries,
+            budget=_left(most, budget, begun),
+            curve=curve,
+            progress=live,
+        )
+    result.command = command(given)
+    report.write(result, folder)
+    if json:
+        sys.stdout.write((folder / "summary.json").read_text(encoding="utf-8"))
+    else:
+        _words.console().print(summary(result, folder))
+    return 130 if result.settings.get("interrupted") else 0
+
+
+def _left(budget: float | None, said: str | None, begun: float) -> float | None:
+    """Return what of the budget is left to attack with, after loading and before writing the report."""
+    if budget is None:
+        return None
+    spent = time.monotonic() - begun
+    left = round(budget - spent - min(_REPORT, 0.2 * budget), 1)
+    if left <= 0:
+        raise InputError(f"--budget {said} is over before the first attack: loading alone took {spent:.1f} s.")
+    return left
+
+
+def command(given: dict[str, object]) -> str:
+    """Return the command line that repeats a run: everything that decides the result, spelled out."""
+    words = ["unfooled", "evaluate", str(given["target"])]
+    if given["data"] is not None:
+        words.append(str(given["data"]))
+    for name, value in given.items():
+        if name in ("target", "data", "out", "json", "curve") or value is None:
+            continue
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words if given["curve"] else [*words, "--no-curve"])
+
+
+def summary(result: "Evaluation", folder: Path) -> "RenderableType":
+    """Return what the terminal shows: the number, its interval and status on one line, the attacks, the findings."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("attack", "broken", "robust accuracy after", "forward", "backward", "seconds"):
+        table.add_column(title, justify="left" if title == "attack" else "right")
+    table.add_row("none (clean)", "", f"{result.clean_accuracy:.1%}", "", "", "")
+    for row in result.attacks:
+        if row.skipped:
+            table.add_row(Text(row.name), Text(f"skipped: {row.skipped}", style="dim"), "", "", "", "")
+            continue
+        table.add_row(
+            Text(row.name),
+            f"{row.broken} of {row.attempted}",
+            f"at most {row.robust_accuracy_after:.1%}",
+            f"{row.forward:,}",
+            f"{row.backward:,}",
+            f"{row.seconds:.1f}",
+        )
+    head = Text(f"{result.target} on {result.data}, threat {result.threat}, suite {result.suite}, seed {result.seed}")
+    notes = [Text(f"note: {note}") for note in result.notes]
+    cost = f"{result.forward_total:,} forward and {result.backward_total:,} backward passes in {result.seconds:.1f} s"
+    where = Text(f"report: {folder / 'report.html'}")
+    return Group(head, Text(str(result), style="bold"), Text(), table, Text(), *notes, Text(cost), where)

@@ -1,0 +1,98 @@
+"""Live progress on stderr: one moving line on a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from collections import deque
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from unfooled.cli._words import console
+
+if TYPE_CHECKING:
+    from unfooled.core.result import Progress
+
+EVERY = 3.0
+"""Seconds between plain lines at least."""
+
+_WINDOW = 5.0  # seconds over which passes per second are measured
+
+
+class Live:
+    """Shows what `evaluate` and the others report; call it with a Progress.
+
+    With `quiet` it shows nothing where stderr is no terminal.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = console(stderr=True)
+        self._live = self._console.is_terminal
+        self._mute = quiet and not self._live
+        self._said = time.monotonic()
+        self._seen: deque[tuple[float, int, int]] = deque()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "Live":
+        if self._live:
+            from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.fields[attack]}", markup=False),
+                BarColumn(bar_width=20),
+                TextColumn("{task.fields[said]}", markup=False),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._bar.add_task("", total=None, attack="loading", said="")
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: "Progress") -> None:
+        """Show where the run stands."""
+        forward, backward = self._rates(event)
+        if self._bar is not None:
+            said = sentence(event, forward, backward)
+            self._bar.update(self._task, total=event.total, completed=event.done, attack=event.attack, said=said)
+        elif not self._mute and time.monotonic() - self._said >= EVERY:
+            self._said = time.monotonic()
+            line = f"{event.attack}: {sentence(event, forward, backward)}"
+            self._console.print(line, markup=False, overflow="ignore", crop=False, no_wrap=True)
+
+    def _rates(self, event: "Progress") -> tuple[float, float]:
+        seen = self._seen
+        if seen and event.forward < seen[-1][1]:
+            seen.clear()  # another run began to count
+        seen.append((event.seconds, event.forward, event.backward))
+        while len(seen) > 2 and seen[-1][0] - seen[0][0] > _WINDOW:
+            seen.popleft()
+        spent = seen[-1][0] - seen[0][0]
+        if spent <= 0:
+            return 0.0, 0.0
+        return (seen[-1][1] - seen[0][1]) / spent, (seen[-1][2] - seen[0][2]) / spent
+
+
+def sentence(event: "Progress", forward: float, backward: float) -> str:
+    """Say how far a run is: examples done, robust accuracy so far, passes per second, time left."""
+    parts = [f"{event.done}/{event.total} examples"]
+    if event.robust is not None:
+        parts.append(f"at most {event.robust:.1%} robust so far")
+    parts.append(f"{forward:,.0f} forward/s {backward:,.0f} backward/s")
+    if 0 < event.done < event.total:
+        parts.append(f"about {clock(event.seconds * (event.total - event.done) / event.done)} left")
+    return " · ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as people say it: 7 s, 3:05, 1:02:03."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

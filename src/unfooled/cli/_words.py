@@ -1,0 +1,71 @@
+"""Reading what users write on the command line, and the two consoles."""
+
+import re
+from typing import TYPE_CHECKING
+
+from unfooled.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+_PIPE_WIDTH = 120  # characters a line where the output is no terminal
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return the console for results, or the one for progress and remarks; both are wide enough when piped."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, highlight=False, soft_wrap=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+
+
+def seconds(text: str | None) -> float | None:
+    """Read a duration such as '5m', '90s', '1h30m' or '300' in seconds; raises InputError."""
+    if text is None:
+        return None
+    parts = re.fullmatch(r"((?:\d+(?:\.\d+)?[smh])*)(\d+(?:\.\d+)?)?", text.strip().lower())
+    total = 0.0
+    if parts and text.strip():
+        total = sum(float(n) * _UNITS[u] for n, u in re.findall(r"(\d+(?:\.\d+)?)([smh])", parts[1]))
+        total += float(parts[2] or 0)
+    if not total > 0:
+        raise InputError(f"--budget {text!r} is no duration; write for example 90s, 5m or 1h30m.")
+    return total
+
+
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
+    """Read '0.485,0.456,0.406' (commas or spaces) as numbers; raises InputError naming `option`."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in re.split(r"[,\s]+", text.strip(" ,[]()")))
+    except ValueError:
+        raise InputError(f"{option} {text!r}: give one number per channel, for example 0.485,0.456,0.406.") from None
+    return values
+
+
+def at_least_one(value: int | None, option: str) -> int | None:
+    """Return `value`; raise InputError when it is 0 or less."""
+    if value is not None and value < 1:
+        raise InputError(f"{option} must be at least 1, not {value}.")
+    return value
+
+
+def slots(text: str) -> int | str:
+    """Read --batch-size: 'auto' or a whole number of at least 1; raises InputError."""
+    if text == "auto":
+        return text
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise InputError(f"--batch-size {text!r}: give 'auto' or a whole number of at least 1.")
+    return int(text)
+
+
+def size(text: str | None) -> int | tuple[int, int] | None:
+    """Read --resize: '224' (shorter side, then the centre square) or '224x256' (height by width); raises InputError."""
+    if text is None:
+        return None
+    parts = text.lower().replace("×", "x").split("x")
+    if len(parts) > 2 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
+        raise InputError(f"--resize {text!r}: give the shorter side (224), or height by width (224x256), in pixels.")
+    return (int(parts[0]), int(parts[1])) if len(parts) == 2 else int(parts[0])
