@@ -33,14 +33,17 @@ def example_ids(x: Any) -> np.ndarray:
         parts = (row.tobytes() for row in rows)
     else:
         parts = (repr(row).encode() for row in x)
-    return np.array([int.from_bytes(hashlib.blake2b(p, digest_size=8).digest(), "little", signed=True) for p in parts],
-                    dtype=np.int64)  # fmt: skip
+    return np.array(
+        [int.from_bytes(hashlib.blake2b(p, digest_size=8).digest(), "little", signed=True) for p in parts],
+        dtype=np.int64,
+    )
 
 
 def _mix_host(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(_M1)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(_M2)
-    return z ^ (z >> np.uint64(31))
+    out: np.ndarray = z ^ (z >> np.uint64(31))
+    return out
 
 
 def row_keys(seed: int, ids: np.ndarray, recipe: str, restart: np.ndarray | int = 0) -> np.ndarray:
@@ -75,17 +78,23 @@ class Noise:
         lane = torch.arange(1, lanes + 1, dtype=torch.int64, device=self.keys.device) * _signed(int(_GOLDEN))
         return _mix(base.view(-1, 1) + lane)
 
-    def uniform(self, step: Tensor | int, shape: Sequence[int], salt: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    def uniform(
+        self, step: Tensor | int, shape: Sequence[int], salt: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Return uniform draws in [0, 1), [b, *shape]."""
         z = self.bits(step, int(np.prod(shape, dtype=np.int64)), salt)
         return (((z >> 40) & 0xFFFFFF).to(dtype) * 2.0**-24).view(len(self.keys), *shape)
 
-    def signs(self, step: Tensor | int, shape: Sequence[int], salt: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    def signs(
+        self, step: Tensor | int, shape: Sequence[int], salt: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Return fair signs, -1 or +1, [b, *shape]."""
         z = self.bits(step, int(np.prod(shape, dtype=np.int64)), salt)
         return (((z >> 40) & 1) * 2 - 1).to(dtype).view(len(self.keys), *shape)
 
-    def normal(self, step: Tensor | int, shape: Sequence[int], salt: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    def normal(
+        self, step: Tensor | int, shape: Sequence[int], salt: int = 0, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Return standard normal draws, [b, *shape], by the inverse error function of 24-bit uniforms."""
         u = self.uniform(step, shape, salt, dtype)
         return (u * 2 + (2.0**-24 - 1)).erfinv_() * 2**0.5

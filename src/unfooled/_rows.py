@@ -45,7 +45,9 @@ def put(state: Any, index: Sequence[int] | np.ndarray, rows: Any) -> Any:
         case dict():
             return {key: put(part, index, rows[key]) for key, part in state.items()}
         case _ if dataclasses.is_dataclass(state) and not isinstance(state, type):
-            parts = {f.name: put(getattr(state, f.name), index, getattr(rows, f.name)) for f in dataclasses.fields(state)}
+            parts = {
+                f.name: put(getattr(state, f.name), index, getattr(rows, f.name)) for f in dataclasses.fields(state)
+            }
             return dataclasses.replace(state, **parts)
     return state
 

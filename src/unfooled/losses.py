@@ -1,4 +1,4 @@
-"""Losses (scores [b, k], reference [b]) -> [b], all of them climbed by the attacker; float32 whatever the target's dtype.
+"""Losses (scores [b, k], reference [b]) -> [b], climbed by the attacker; float32 or wider whatever the target's dtype.
 
 `reference` is the true label for the untargeted losses (climb: away from it) and the wanted class for the targeted
 ones (climb: towards it). All survive tiny, huge and offset scores; DLR falls back below three classes (four for the
@@ -61,7 +61,10 @@ def dlr(scores: Tensor, reference: Tensor) -> Tensor:
 
 
 def dlr_targeted(scores: Tensor, reference: Tensor, label: Tensor) -> Tensor:
-    """Targeted DLR, [b]: (z_t - z_y) / (z_1 - (z_3 + z_4) / 2) (arXiv 2003.01690, eq. 7); few classes: z_t - z_y over z_1 - z_k."""
+    """Targeted difference of logits ratio, [b]: (z_t - z_y) / (z_1 - (z_3 + z_4) / 2) (arXiv 2003.01690, eq. 7).
+
+    With three classes the divisor is z_1 - z_3; with two it is left out.
+    """
     z = _precise(scores)
     gain = (z.gather(1, reference.view(-1, 1)) - z.gather(1, label.view(-1, 1)))[:, 0]
     if z.shape[1] < 3:

@@ -60,7 +60,7 @@ class _Linf(Norm):
     name, dual, symbol = "linf", "l1", "Linf"
 
     def size(self, d: Tensor) -> Tensor:
-        return _flat(d).abs().amax(1) if d[0].numel() else d.new_zeros(len(d))
+        return _flat(d).abs().amax(1)
 
     def project(self, v: Tensor, x: Tensor, eps: Radius, bounds: Bounds) -> Tensor:
         r = _radius(eps, x)
@@ -78,7 +78,7 @@ class _L2(Norm):
     name, dual, symbol = "l2", "l2", "L2"
 
     def size(self, d: Tensor) -> Tensor:
-        return torch.linalg.vector_norm(_flat(d), dim=1)
+        return _flat(d).norm(dim=1)
 
     def project(self, v: Tensor, x: Tensor, eps: Radius, bounds: Bounds) -> Tensor:
         # The solution is x + clip(s * d, room) with one scale s per row; |.| grows with s, and the fixed-point
@@ -102,7 +102,9 @@ class _L2(Norm):
         return (x + z.view_as(x)).clamp_(*bounds)
 
     def steepest(self, g: Tensor) -> Tensor:
-        top = _flat(g).abs().amax(1).clamp(min=torch.finfo(g.dtype).tiny)  # no absolute epsilon: tiny gradients step too
+        top = (
+            _flat(g).abs().amax(1).clamp(min=torch.finfo(g.dtype).tiny)
+        )  # no absolute epsilon: tiny gradients step too
         g = g / column(top, g)
         return g / column(self.size(g).clamp(min=0.5), g)
 

@@ -1,6 +1,6 @@
 """First-order attacks: one class, seven choices; FGSM to APGD are one-line recipes of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,10 +35,10 @@ class GradientAttack(Attack[GradientState]):
     length: int = 20
     tries: int = 1
     loss: str = "ce"
-    aim: Aim = Aim()
-    start: Start = Start("uniform")
-    move: Plain = Plain()
-    rate: Constant = Constant(0.1)
+    aim: Aim = field(default_factory=Aim)
+    start: Start = field(default_factory=lambda: Start("uniform"))
+    move: Plain = field(default_factory=Plain)
+    rate: Constant = field(default_factory=lambda: Constant(0.1))
     norms: tuple[str, ...] = ("linf", "l2", "l1")
     paired: bool = True
 
@@ -53,10 +53,9 @@ class GradientAttack(Attack[GradientState]):
         """Gradients per row and restart."""
         return self.length
 
-    @property
-    def restarts(self) -> int:
-        """Tries per example."""
-        return self.tries
+    def restarts(self, classes: int) -> int:
+        """Tries per example; with an aim never more than there are wrong classes."""
+        return min(self.tries, max(classes - 1, 1)) if self.aim.targets else self.tries
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Balls with a finite eps in the recipe's norms on tensors; aims need a third class."""
@@ -80,7 +79,7 @@ class GradientAttack(Attack[GradientState]):
     def step(self, p: Problem, s: GradientState) -> tuple[GradientState, Trial]:
         """Look at x, then move."""
         assert isinstance(p.threat, Ball)
-        answer, value, grad = p.oracle.gradient(s.x, climb(self.loss, p.y, s.wanted, self.paired))
+        answer, value, grad = p.oracle.gradient(s.x, climb(self.loss, p.y, s.wanted, paired=self.paired))
         rate = self.rate.under(p.threat)
         memory, x, grad, length = rate.update(p, s.rate, s.t, self.length, s.x, value.to(s.x.dtype), grad)
         move, x = rate.mover(self.move).go(p, s.move, s.t, x, grad, length * p.threat.eps)
@@ -106,7 +105,9 @@ def fgsm(loss: str = "ce") -> GradientAttack:
 @recipe("Szegedy et al. 2013, arXiv 1312.6199; Simonyan et al. 2013, arXiv 1312.6034", ("linf", "l2"))
 def pixel_gradient(steps: int = 100, step_size: float = 0.1, loss: str = "ce") -> GradientAttack:
     """Gradient descent on the pixels: towards the wanted class, or away from the label, along the plain gradient."""
-    return GradientAttack(length=steps, loss=loss, start=Start("clean"), move=Raw(), rate=Constant(step_size), norms=("linf", "l2"))
+    return GradientAttack(
+        length=steps, loss=loss, start=Start("clean"), move=Raw(), rate=Constant(step_size), norms=("linf", "l2")
+    )
 
 
 @recipe("Kurakin, Goodfellow, Bengio 2016, arXiv 1607.02533", ("linf", "l2"))
@@ -119,11 +120,15 @@ def bim(steps: int = 10, step_size: float = 0.25, loss: str = "ce") -> GradientA
 def mi_fgsm(steps: int = 10, step_size: float | None = None, decay: float = 1.0, loss: str = "ce") -> GradientAttack:
     """MI-FGSM: iterative FGSM with momentum; step_size is 1 / steps by default."""
     size = 1 / steps if step_size is None else step_size
-    return GradientAttack(length=steps, loss=loss, start=Start("clean"), move=Momentum(decay), rate=Constant(size), norms=("linf", "l2"))
+    return GradientAttack(
+        length=steps, loss=loss, start=Start("clean"), move=Momentum(decay), rate=Constant(size), norms=("linf", "l2")
+    )
 
 
 @recipe("Madry et al. 2018, arXiv 1706.06083", ("linf", "l2", "l1"))
-def pgd(steps: int = 20, step_size: float | None = None, restarts: int = 1, loss: str = "ce", start: str = "uniform") -> GradientAttack:
+def pgd(
+    steps: int = 20, step_size: float | None = None, restarts: int = 1, loss: str = "ce", start: str = "uniform"
+) -> GradientAttack:
     """PGD: projected gradient steps from a random point of the ball; step_size is 2.5 / steps of eps by default."""
     size = 2.5 / steps if step_size is None else step_size
     return GradientAttack(length=steps, tries=restarts, loss=loss, start=Start(start), rate=Constant(size))
@@ -138,4 +143,12 @@ def apgd(steps: int = 100, restarts: int = 1, loss: str = "ce", start: str = "un
 @recipe("Croce, Hein 2020, arXiv 2003.01690 (APGD-T)", ("linf", "l2", "l1"))
 def apgd_targeted(steps: int = 100, targets: int = 9, loss: str = "dlr", start: str = "uniform") -> GradientAttack:
     """Targeted APGD: one run towards each of the most likely wrong classes."""
-    return GradientAttack(length=steps, tries=targets, loss=loss, aim=_classes(targets), start=Start(start), move=Inertia(), rate=Plateau())
+    return GradientAttack(
+        length=steps,
+        tries=targets,
+        loss=loss,
+        aim=_classes(targets),
+        start=Start(start),
+        move=Inertia(),
+        rate=Plateau(),
+    )

@@ -31,7 +31,7 @@ def check_loss(name: str) -> str:
     return name
 
 
-def climb(loss: str, y: Tensor, wanted: Tensor | None, paired: bool) -> Climb:
+def climb(loss: str, y: Tensor, wanted: Tensor | None, *, paired: bool) -> Climb:
     """Return scores [b, k] -> [b] to climb: away from y, or towards `wanted` (`paired`: against y alone, not all)."""
     if wanted is None:
         away = {"ce": losses.cross_entropy, "margin": losses.margin, "dlr": losses.dlr}[loss]
@@ -167,7 +167,9 @@ class Constant:
         """No memory."""
         return None
 
-    def update(self, p: Problem, s: Any, t: Tensor, steps: int, x: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor, Tensor, Tensor]:
+    def update(
+        self, p: Problem, s: Any, t: Tensor, steps: int, x: Tensor, value: Tensor, grad: Tensor
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
         """Return memory, x and gradient to move from, and the length [b] in units of eps."""
         return s, x, grad, torch.full_like(value, self.size)
 
@@ -176,7 +178,9 @@ class Constant:
 class Cosine(Constant):
     """From `size` down to 0 along half a cosine."""
 
-    def update(self, p: Problem, s: Any, t: Tensor, steps: int, x: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor, Tensor, Tensor]:
+    def update(
+        self, p: Problem, s: Any, t: Tensor, steps: int, x: Tensor, value: Tensor, grad: Tensor
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
         """Return memory, x and gradient to move from, and the length [b] in units of eps."""
         return s, x, grad, (self.size * 0.5) * (1 + torch.cos(t.to(value.dtype) * (math.pi / steps)))
 
@@ -197,7 +201,7 @@ class PlateauState:
 
 @dataclass(frozen=True)
 class Plateau(Constant):
-    """Halve the step and go back to the best point where the loss stopped growing (APGD, arXiv 2003.01690, section 3.1)."""
+    """Halve the step and go back to the best point where the loss stopped growing (arXiv 2003.01690, section 3.1)."""
 
     size: float = 2.0
     rho: float = 0.75
@@ -208,23 +212,39 @@ class Plateau(Constant):
 
     def init(self, p: Problem, x: Tensor) -> PlateauState:
         """Nothing seen yet."""
-        low, zero = torch.full_like(p.noise.keys, 0, dtype=x.dtype) - torch.inf, torch.zeros_like(p.noise.keys, dtype=x.dtype)
+        low, zero = (
+            torch.full_like(p.noise.keys, 0, dtype=x.dtype) - torch.inf,
+            torch.zeros_like(p.noise.keys, dtype=x.dtype),
+        )
         return PlateauState(x, torch.zeros_like(x), low, low, zero, zero + self.size, low, zero.bool() | True)
 
-    def update(self, p: Problem, s: PlateauState, t: Tensor, steps: int, x: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor, Tensor, Tensor]:
+    def update(
+        self, p: Problem, s: PlateauState, t: Tensor, steps: int, x: Tensor, value: Tensor, grad: Tensor
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
         """Return memory, x and gradient to move from, and the length [b] in units of eps."""
         value = value.to(s.best.dtype)
         better = value > s.best
         best = torch.where(better, value, s.best)
-        s = replace(s, x=where(better, x, s.x), grad=where(better, grad, s.grad), best=best, last=value,
-                    ups=s.ups + ((value > s.last) & (t > 0)))  # fmt: skip
+        s = replace(
+            s,
+            x=where(better, x, s.x),
+            grad=where(better, grad, s.grad),
+            best=best,
+            last=value,
+            ups=s.ups + ((value > s.last) & (t > 0)),
+        )
         interval = torch.as_tensor(_checkpoints(steps), device=t.device)[t.clamp(max=steps)]
         due = interval > 0
         stuck = s.ups <= self.rho * interval
         flat = ~s.reduced & (s.best_then >= s.best)
         back = due & (stuck | flat)
-        s = replace(s, length=torch.where(back, s.length / 2, s.length), ups=torch.where(due, 0.0, s.ups),
-                    best_then=torch.where(due, s.best, s.best_then), reduced=torch.where(due, stuck | flat, s.reduced))  # fmt: skip
+        s = replace(
+            s,
+            length=torch.where(back, s.length / 2, s.length),
+            ups=torch.where(due, 0.0, s.ups),
+            best_then=torch.where(due, s.best, s.best_then),
+            reduced=torch.where(due, stuck | flat, s.reduced),
+        )
         return s, where(back, s.x, x), where(back, s.grad, grad), s.length
 
 
@@ -242,7 +262,7 @@ def _checkpoints(steps: int) -> Tensor:
 
 @dataclass
 class SparseState:
-    """Best point by loss [b, ...] with its gradient; `share` [b] of coordinates that a step moves, `count` [b] moved."""
+    """Best point by loss [b, ...] and its gradient; the `share` [b] of coordinates to move, the `count` [b] moved."""
 
     x: Tensor
     grad: Tensor
@@ -254,7 +274,7 @@ class SparseState:
 
 @dataclass(frozen=True)
 class SparsePlateau(Constant):
-    """Steps along the signs of the largest gradients, their number following the sparsity of the best point (arXiv 2103.01208, section 3)."""
+    """Steps along the signs of the largest gradients, as many as the best point's sparsity asks (arXiv 2103.01208)."""
 
     def mover(self, move: Plain) -> Plain:
         """Sparse steps are made without inertia."""
@@ -267,21 +287,31 @@ class SparsePlateau(Constant):
         d = x[0].numel() if len(x) else 1
         share = torch.where(moved > 0, moved / d / 1.5, 0.2)
         zero = torch.zeros_like(moved)
-        return SparseState(x, torch.zeros_like(x), zero - torch.inf, zero + self.size, share, torch.where(moved > 0, moved, float(d)))
+        return SparseState(
+            x, torch.zeros_like(x), zero - torch.inf, zero + self.size, share, torch.where(moved > 0, moved, float(d))
+        )
 
-    def update(self, p: Problem, s: SparseState, t: Tensor, steps: int, x: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor, Tensor, Tensor]:
+    def update(
+        self, p: Problem, s: SparseState, t: Tensor, steps: int, x: Tensor, value: Tensor, grad: Tensor
+    ) -> tuple[Any, Tensor, Tensor, Tensor]:
         """Return memory, x, a sparse gradient of equal sizes, and the length [b] in units of eps."""
         assert isinstance(p.x0, Tensor) and isinstance(p.threat, Ball)
         value = value.to(s.best.dtype)
         better = value > s.best
-        s = replace(s, x=where(better, x, s.x), grad=where(better, grad, s.grad), best=torch.where(better, value, s.best))
+        s = replace(
+            s, x=where(better, x, s.x), grad=where(better, grad, s.grad), best=torch.where(better, value, s.best)
+        )
         d = x[0].numel()
         due = (t > 0) & (t % max(int(0.04 * steps), 1) == 0)
         moved = (s.x - p.x0).reshape(len(x), -1).ne(0).sum(1).to(x.dtype)
         sparser = moved / s.count.clamp(min=1) < 0.95
         shorter = (s.length / 1.5).clamp(min=self.size / 10)
-        s = replace(s, share=torch.where(due, moved / d / 1.5, s.share), count=torch.where(due, moved, s.count),
-                    length=torch.where(due, torch.where(sparser, torch.full_like(s.length, self.size), shorter), s.length))  # fmt: skip
+        s = replace(
+            s,
+            share=torch.where(due, moved / d / 1.5, s.share),
+            count=torch.where(due, moved, s.count),
+            length=torch.where(due, torch.where(sparser, torch.full_like(s.length, self.size), shorter), s.length),
+        )
         back = due & sparser
         x, grad = where(back, s.x, x), where(back, s.grad, grad)
         lo, hi = p.threat.bounds

@@ -1,4 +1,4 @@
-"""Score-based random search: Square (Andriushchenko et al. 2020, arXiv 1912.00049), vectorised over rows at different steps."""
+"""Score-based random search: Square (arXiv 1912.00049), vectorised over rows that are at different steps."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -72,7 +72,7 @@ class Square(Attack[SquareState]):
         return SquareState(s.t + 1, where(better, x, s.x), torch.where(better, lead, s.lead)), Trial(x, answer)
 
     def _side(self, t: Tensor, pixels: int, least: int) -> Tensor:
-        """The squares' side at query t, [b]: the share of pixels halves along the published schedule, scaled to `queries`."""
+        """The squares' side at query t, [b]: the published schedule of halvings, scaled to `queries`."""
         scaled = t.double() * (10000 / self.queries)
         divisor = torch.ones_like(scaled)
         for after, by in _SCHEDULE:
@@ -90,7 +90,9 @@ class Square(Attack[SquareState]):
         signs = p.noise.signs(t, (c, 1, 1), salt=2, dtype=delta.dtype) * eps
         return torch.where(column(t == 0, delta), stripes.expand_as(delta), torch.where(inside, signs, delta))
 
-    def _window(self, p: Problem, t: Tensor, h: int, w: int, least: int, salt: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _window(
+        self, p: Problem, t: Tensor, h: int, w: int, least: int, salt: int = 3
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """A square's height, width, top and left, [b] each; flat inputs get a stretch of the same area."""
         side = self._side(t, h * w, least)
         height, width = side.clamp(max=h), side.clamp(max=w)
@@ -139,7 +141,7 @@ def _image(d: Tensor) -> Tensor:
 
 
 def _length(d: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return torch.linalg.vector_norm(d, dim=axes, keepdim=True)
+    return d.norm(dim=axes, keepdim=True)
 
 
 def _mask(size: int, start: Tensor, length: Tensor) -> Tensor:
@@ -148,13 +150,15 @@ def _mask(size: int, start: Tensor, length: Tensor) -> Tensor:
     return (at >= start.view(-1, 1)) & (at < (start + length).view(-1, 1))
 
 
-def _bump_at(height: Tensor, width: Tensor, top: Tensor, left: Tensor, h: int, w: int, turned: Tensor, dtype: torch.dtype) -> Tensor:
+def _bump_at(
+    height: Tensor, width: Tensor, top: Tensor, left: Tensor, h: int, w: int, turned: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Each row's bump at its place, [b, 1, h, w]; zero outside its window."""
     sizes = torch.stack([height, width], 1)
     kinds, which = torch.unique(sizes, dim=0, return_inverse=True)
     table = torch.zeros(2 * len(kinds), h, w, dtype=dtype, device=height.device)
-    for i, (a, b) in enumerate(kinds.tolist()):
-        table[2 * i : 2 * i + 2, :a, :b] = _bumps(a, b, dtype).to(table.device)
+    for k, (tall, wide) in enumerate(kinds.tolist()):
+        table[2 * k : 2 * k + 2, :tall, :wide] = _bumps(tall, wide, dtype).to(table.device)
     index = which * 2 + turned
     i = (torch.arange(h, device=top.device).view(1, -1, 1) - top.view(-1, 1, 1)).clamp(min=0)
     j = (torch.arange(w, device=top.device).view(1, 1, -1) - left.view(-1, 1, 1)).clamp(min=0)
@@ -170,15 +174,16 @@ def _bumps(height: int, width: int, dtype: torch.dtype) -> Tensor:
         out = torch.zeros(a, b, dtype=dtype)
         row, col = a // 2, b // 2
         for ring in range(max(a // 2 + 1, b // 2 + 1)):
-            out[max(row, 0) : min(row + 2 * ring + 1, a), max(col, 0) : min(col + 2 * ring + 1, b)] += 1 / (ring + 1) ** 2
+            side = 2 * ring + 1
+            out[max(row, 0) : min(row + side, a), max(col, 0) : min(col + side, b)] += 1 / (ring + 1) ** 2
             row, col = row - 1, col - 1
-        return out / out.norm().clamp(min=1e-10)
+        return out / out.norm().item()
 
     def halves(a: int, b: int) -> Tensor:
         if a < 2:
             return pyramid(a, b)
         pair = torch.cat([pyramid(a // 2, b), -pyramid(a - a // 2, b)])
-        return pair / pair.norm()
+        return pair / pair.norm().item()
 
     return torch.stack([halves(height, width), halves(width, height).T])
 

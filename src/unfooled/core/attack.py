@@ -92,9 +92,8 @@ class Attack(ABC, Generic[S]):
     def steps(self) -> int:
         """Oracle calls per row and restart."""
 
-    @property
-    def restarts(self) -> int:
-        """Tries per example; a row starts its next try when the last one is used up."""
+    def restarts(self, classes: int) -> int:
+        """Tries per example with so many classes; a row starts its next try when the last one is used up."""
         return 1
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:

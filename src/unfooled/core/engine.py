@@ -24,25 +24,12 @@ from .attack import Attack, Problem
 from .goal import Goal, Untargeted, advantage
 from .oracle import Answer, Oracle
 from .pool import Pool
-from .result import Status
+from .result import Progress, Status
 from .target import Target, as_target
 from .threat import Threat
 
 _MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "not enough memory")
 _CHECK_EVERY = 8  # steps between looks at the device's flags where a look costs a synchronisation
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: examples done of those this attack was given, robust share so far, passes through the target."""
-
-    done: int
-    total: int
-    attack: str
-    robust: float | None
-    forward: int
-    backward: int
-    seconds: float
 
 
 @dataclass
@@ -61,7 +48,7 @@ class _Slots:
     found_t: Tensor  # int64 [w]
 
     def take(self, index: np.ndarray) -> "_Slots":
-        rows = {k: _rows.take(v, index) for k, v in vars(self).items() if k != "p"}
+        rows: dict[str, Any] = {k: _rows.take(v, index) for k, v in vars(self).items() if k != "p"}
         return _Slots(p=self.p.take(index), **rows)
 
     def put(self, index: np.ndarray, new: "_Slots") -> "_Slots":
@@ -99,8 +86,11 @@ class Engine:
         self.notes: list[str] = []
         self._begun = self._told = time.monotonic()
 
-    def look(self) -> None:
-        """Ask for the clean answer of every example: what is wrong already, is not attacked."""
+    def look(self, relabel: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
+        """Ask for the clean answer of every example: what is wrong already, is not attacked.
+
+        `relabel` gets the scores [n, k] and the labels y [n], and returns the labels to go by, or raises.
+        """
         pool = self.pool
         if not len(pool.y):
             return
@@ -110,6 +100,8 @@ class Engine:
         if answer.scores is not None:
             pool.scores = answer.scores.cpu().float()
             self.classes = pool.scores.shape[1]
+            if relabel is not None:
+                pool.y = relabel(pool.scores, pool.y)
             outside = (pool.y < 0) | (pool.y >= self.classes)
             if bool(outside.any()):
                 i = int(outside.nonzero()[0])
@@ -192,12 +184,12 @@ class Engine:
         last = attack.last(slots.p, slots.s)
         index = np.flatnonzero(spent)
         if last is not None and len(index):
-            x, rows = _rows.take(last, index), slots.p.take(index)
+            x, at = _rows.take(last, index), slots.p.take(index)
             answer = self._look(x)
             self.pool.forward[slots.example[index]] += 1
-            lead = advantage(answer, rows.y, rows.to)
-            lead = torch.where(self.threat.contains(self.threat.settle(x, rows.x0), rows.x0), lead, -torch.inf)
-            key = lead if self.threat.bounded else self._closeness(x, rows.x0, lead)
+            lead = advantage(answer, at.y, at.to)
+            lead = torch.where(self.threat.contains(self.threat.settle(x, at.x0), at.x0), lead, -torch.inf)
+            key = lead if self.threat.bounded else self._closeness(x, at.x0, lead)
             better = np.flatnonzero((key > slots.key[torch.as_tensor(index, device=self.device)]).cpu().numpy())
             slots.best = _rows.put(slots.best, index[better], _rows.take(x, better))
             slots.key = _rows.put(slots.key, index[better], _rows.take(key, better))
@@ -211,16 +203,16 @@ class Engine:
             refused = index[~broken[index]]
             if len(refused):
                 self.vanished += len(refused)
-                slots.key = _rows.put(slots.key, refused, torch.full((len(refused),), 0.0 if self.threat.bounded else -torch.inf,
-                                                                     dtype=slots.key.dtype, device=self.device))  # fmt: skip
-                slots.found = _rows.put(slots.found, refused, torch.zeros(len(refused), dtype=torch.bool, device=self.device))
+                worst = torch.full_like(slots.key[: len(refused)], 0.0 if self.threat.bounded else -torch.inf)
+                slots.key = _rows.put(slots.key, refused, worst)
+                slots.found = _rows.put(slots.found, refused, torch.zeros_like(worst, dtype=torch.bool))
         over = np.flatnonzero(spent & ~broken if self.threat.bounded else spent)
         if len(over) and self.threat.bounded:
-            rows = slots.take(over)
-            self.pool.keep(slots.example[over], rows.best, rows.key, rows.scores)
+            best = slots.take(over)
+            self.pool.keep(best.example, best.best, best.key, best.scores)
         restarts = slots.p.restart.cpu().numpy()
         for i in over[::-1]:
-            if restarts[i] + 1 < attack.restarts and not self._poor(attack, int(slots.example[i])):
+            if restarts[i] + 1 < attack.restarts(self.classes) and not self._poor(attack, int(slots.example[i])):
                 jobs.appendleft((int(slots.example[i]), int(restarts[i]) + 1))
             else:
                 self._done += 1
@@ -239,7 +231,11 @@ class Engine:
         answer = self._look(x)
         pool.forward[example] += 1
         lead = advantage(answer, rows.p.y, rows.p.to)
-        tolerance = 0.0 if answer.scores is None else 4 * torch.finfo(answer.scores.dtype).eps * answer.scores.float().abs().amax(1)
+        tolerance = (
+            0.0
+            if answer.scores is None
+            else 4 * torch.finfo(answer.scores.dtype).eps * answer.scores.float().abs().amax(1)
+        )
         sure = (legal & (lead > tolerance)).cpu().numpy()
         distance = self.threat.distance(x, rows.p.x0).cpu().double()
         nearer = ~(pool.distance[example] <= distance).numpy()  # a restart may have found a smaller change already
@@ -368,7 +364,9 @@ class Engine:
     def _halve(self, slots: _Slots | None, jobs: deque[tuple[int, int]]) -> _Slots | None:
         """Go on with half the slots; the rows that lose theirs start again later with the same luck."""
         if self.width == 1:
-            raise TargetError("Out of memory with a single input in the batch; use a smaller target or a device with more memory.")
+            raise TargetError(
+                "Out of memory with a single input in the batch; use a smaller target or a device with more memory."
+            )
         self.width = max(1, self.width // 2)
         self.notes.append(f"Out of memory; continued with {self.width} slots. Results are unaffected.")
         if self.device.type == "cuda":
@@ -392,8 +390,17 @@ class Engine:
             return
         self._told = now
         robust = float((self.pool.status == Status.SURVIVED).mean()) if len(self.pool.y) else None
-        self.progress(Progress(done=self._done, total=total, attack=repr(attack), robust=robust, forward=self.oracle.forward,
-                               backward=self.oracle.backward, seconds=now - self._begun))  # fmt: skip
+        self.progress(
+            Progress(
+                done=self._done,
+                total=total,
+                attack=repr(attack),
+                robust=robust,
+                forward=self.oracle.forward,
+                backward=self.oracle.backward,
+                seconds=now - self._begun,
+            )
+        )
 
 
 def last_iterate(
@@ -435,4 +442,3 @@ def _rung(live: int, width: int, device: torch.device) -> int:
 
 def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(t in str(error).lower() for t in _MEMORY)
-

@@ -40,7 +40,9 @@ class Targeted:
             return scores.argmin(1)
         to = torch.as_tensor(self.to, dtype=torch.int64, device=y.device)
         if to.dim() and to.shape != y.shape:
-            raise InputError(f"Targeted(to=...) has shape {tuple(to.shape)}; expected one class per example: ({len(y)},).")
+            raise InputError(
+                f"Targeted(to=...) has shape {tuple(to.shape)}; expected one class per example: ({len(y)},)."
+            )
         if scores is not None and len(to.view(-1)) and not bool(((to >= 0) & (to < scores.shape[1])).all()):
             raise InputError(f"Targeted(to=...) names a class outside 0..{scores.shape[1] - 1}.")
         return to.expand_as(y).clone()

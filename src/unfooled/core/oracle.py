@@ -29,7 +29,7 @@ class Answer:
 
 
 class Oracle:
-    """The door to one target with the access that was granted; `forward` and `backward` count rows that went through."""
+    """The door to one target with the granted access; `forward` and `backward` count the rows that went through."""
 
     def __init__(self, target: "Target", granted: Access) -> None:
         self.target, self.granted = target, min(granted, target.access)
@@ -40,7 +40,8 @@ class Oracle:
         """Raise AccessError when `level` is more than was granted."""
         if level > self.granted:
             raise AccessError(
-                f"{who} needs {level.name.lower()} access to the target, but only {self.granted.name.lower()} was granted."
+                f"{who} needs {level.name.lower()} access to the target, but only "
+                f"{self.granted.name.lower()} was granted."
             )
 
     def scores(self, x: Batch) -> Answer:

@@ -51,6 +51,19 @@ class AttackRow:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a run is: examples done of those this attack was given, robust share so far, passes through the target."""
+
+    done: int
+    total: int
+    attack: str
+    robust: float | None
+    forward: int
+    backward: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class CurvePoint:
     """Robust accuracy at one eps: the share of `n` examples unbroken at it or below, with its 95% Wilson interval."""
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from .._noise import example_ids
 from .._rows import Batch
-from ..errors import AccessError, InputError
+from ..errors import InputError
 from .access import Access
 from .attack import RECIPES, Attack, parse
-from .engine import Engine, Progress
+from .engine import Engine
 from .goal import Goal, Untargeted
 from .oracle import Oracle
 from .pool import Pool
-from .result import AttackRow, Status
+from .result import AttackRow, Progress, Status
 from .target import Target, as_target, untouched
 from .threat import Threat
 
@@ -48,6 +48,7 @@ class Run:
     steps: np.ndarray
     broken_by: list[str]
     ids: np.ndarray
+    y: Tensor
     forward: np.ndarray
     backward: np.ndarray
     padding: np.ndarray
@@ -55,13 +56,16 @@ class Run:
     vanished: int
     seconds: float
     notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
+    classes: int = 0
 
 
 def auto_width(x: Batch, device: torch.device) -> int:
     """Return how many slots suit inputs of this size on this device."""
     numel = max(1, math.prod(x.shape[1:])) if isinstance(x, Tensor) else 1000
     room = 2**24 if device.type != "cpu" else 2**18
-    return 2 ** int(np.clip(math.log2(room / numel), 3, 9 if device.type != "cpu" else 8))
+    power = math.floor(math.log2(room / numel))
+    return 1 << max(3, min(power, 9 if device.type != "cpu" else 8))
 
 
 def run(
@@ -80,6 +84,8 @@ def run(
     surrogates: Sequence[Target] = (),
     deadline: float | None = None,
     progress: Callable[[Progress], None] | None = None,
+    salvage: bool = False,
+    relabel: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Run:
     """Attack n examples and return one record per example.
 
@@ -97,6 +103,8 @@ def run(
         surrogates: other targets that transfer attacks may use freely.
         deadline: `time.monotonic()` after which no new row is started; such rows end as not_run.
         progress: called with a Progress about ten times a second.
+        salvage: Ctrl-C returns what was found so far, `interrupted`, instead of raising.
+        relabel: called once with the clean scores [n, k] and y; returns the labels to go by, or raises.
 
     Raises:
         InputError: inputs, labels or settings do not fit.
@@ -104,7 +112,9 @@ def run(
     """
     begun = time.monotonic()
     target = as_target(target)
-    recipes = [parse(a) if isinstance(a, str) else a for a in ([attacks] if isinstance(attacks, Attack | str) else attacks)]
+    recipes = [
+        parse(a) if isinstance(a, str) else a for a in ([attacks] if isinstance(attacks, Attack | str) else attacks)
+    ]
     threat = threat.within(target.bounds)
     _check(x, y, threat, target)
     oracle = Oracle(target, Access.GRADIENT if access is None else Access(access))
@@ -119,25 +129,40 @@ def run(
     width = auto_width(x, target.device) if isinstance(batch_size, str) else int(batch_size)
     pool = Pool.of(x, y, names, target.work_dtype)
     rows: list[AttackRow] = []
+    interrupted = False
     with untouched(target):
-        engine = Engine(pool, oracle, threat, goal or Untargeted(), width, seed, queries, deadline, progress,
-                        tuple(Oracle(s, Access.GRADIENT) for s in surrogates))  # fmt: skip
-        engine.look()
-        alone = len(recipes) == 1
-        for attack in recipes:
-            row = _attack(engine, attack, alone)
-            rows.append(row)
-    done = pool.status == Status.SURVIVED
-    pool.status[done & pool.unrun] = Status.NOT_RUN
-    if recipes and all(r.skipped for r in rows):
-        pool.status[done] = Status.SKIPPED
+        engine = Engine(
+            pool,
+            oracle,
+            threat,
+            goal or Untargeted(),
+            width,
+            seed,
+            queries,
+            deadline,
+            progress,
+            tuple(Oracle(s, Access.GRADIENT) for s in surrogates),
+        )
+        try:
+            engine.look(relabel)
+            for attack in recipes:
+                rows.append(_attack(engine, attack, alone=len(recipes) == 1))
+        except KeyboardInterrupt:
+            if not salvage:
+                raise
+            interrupted = True
+            pool.unrun[:] = True
+    left = pool.status == Status.SURVIVED
+    pool.status[left & pool.unrun] = Status.NOT_RUN
+    if recipes and rows and all(r.skipped for r in rows):
+        pool.status[left] = Status.SKIPPED
     return Run(
         attacks=rows,
         status=[Status(s) for s in pool.status],
         success=torch.from_numpy(pool.status == Status.BROKEN),
         x_adv=pool.x_adv,
         distance=pool.distance,
-        margin=pool.margin,
+        margin=-pool.lead,
         label=pool.label,
         label_clean=pool.label_clean,
         confidence=pool.confidence,
@@ -145,6 +170,7 @@ def run(
         steps=pool.steps,
         broken_by=list(pool.broken_by),
         ids=names,
+        y=pool.y,
         forward=pool.forward,
         backward=pool.backward,
         padding=engine.padding,
@@ -152,22 +178,25 @@ def run(
         vanished=engine.vanished,
         seconds=time.monotonic() - begun,
         notes=engine.notes,
+        interrupted=interrupted,
+        classes=engine.classes,
     )
 
 
-def _attack(engine: Engine, attack: Attack[Any], alone: bool) -> AttackRow:
+def _attack(engine: Engine, attack: Attack[Any], *, alone: bool) -> AttackRow:
     pool, start = engine.pool, time.monotonic()
     forward, backward = engine.oracle.forward, engine.oracle.backward
     todo = np.flatnonzero(pool.status == Status.SURVIVED)
     before = len(todo)
-    reason = "" if attack.access <= engine.oracle.granted else (
-        f"needs {attack.access.name.lower()} access, {engine.oracle.granted.name.lower()} was granted")  # fmt: skip
+    reason = (
+        ""
+        if attack.access <= engine.oracle.granted
+        else (f"needs {attack.access.name.lower()} access, {engine.oracle.granted.name.lower()} was granted")
+    )
     reason = reason or attack.unfit(pool.x, engine.threat, engine.classes)
     if reason and alone:
-        raise InputError(f"{attack!r} does not apply: {reason}.") if "access" not in reason else AccessError(reason)
-    attempted = 0
-    if not reason:
-        attempted = engine.run(attack, todo)
+        raise InputError(f"{attack!r} does not apply: {reason}.")
+    attempted = 0 if reason else engine.run(attack, todo)
     left = int((pool.status == Status.SURVIVED).sum())
     return AttackRow(
         name=repr(attack),
@@ -194,15 +223,19 @@ def _check(x: Batch, y: Tensor, threat: Threat, target: Target) -> None:
     threat.check(x)
     if isinstance(x, Tensor) and len(x):
         if not x.is_floating_point():
-            raise InputError(f"x must be floating-point inputs within {list(target.bounds)}, not {x.dtype}; divide 8-bit images by 255.")
+            raise InputError(
+                f"x must be floating-point inputs within {list(target.bounds)}, not {x.dtype}; "
+                "divide 8-bit images by 255."
+            )
         bad = (~x.reshape(len(x), -1).isfinite()).sum(1)
         if bool(bad.any()):
             first = int(bad.nonzero()[0])
-            raise InputError(f"Sample {first} contains {int(bad[first])} values that are not finite; leave it out or mend it.")
+            raise InputError(
+                f"Sample {first} contains {int(bad[first])} values that are not finite; leave it out or mend it."
+            )
         lo, hi = float(x.min()), float(x.max())
         if lo < target.bounds[0] - 1e-6 or hi > target.bounds[1] + 1e-6:
             raise InputError(
                 f"Inputs span [{lo:.4g}, {hi:.4g}] but the target's bounds are {list(target.bounds)}; "
                 "put the normalisation inside the target (mean=, std=) or give its bounds. Nothing was attacked."
             )
-

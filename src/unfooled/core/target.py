@@ -48,7 +48,9 @@ class Target:
             raise InputError(f"A target must be a torch module or a callable, not {type(module).__name__}.")
         self.module = module
         self.bounds = (lo, hi)
-        self.name = name or (type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "callable"))
+        self.name = name or (
+            type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "callable")
+        )
         self.classes = list(classes) if classes is not None else None
         self.access = Access(access)
         tensors = [t for t in self._tensors() if t.is_floating_point()]
@@ -59,9 +61,8 @@ class Target:
             raise InputError("std must be larger than 0 in every channel.")
 
     def _tensors(self) -> list[Tensor]:
-        if not isinstance(self.module, nn.Module):
-            return []
-        return [*self.module.parameters(), *self.module.buffers()]
+        module = self.module
+        return [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
 
     def _channels(self, values: Sequence[float] | float | None, what: str) -> Tensor | None:
         if values is None:
@@ -97,10 +98,13 @@ class Target:
                 x = x / self._shaped(self.std, x)
         out = self.module(x)
         if not isinstance(out, Tensor):
-            raise TargetError(f"The target returns a {type(out).__name__}, not a tensor of scores [n, classes]; wrap it to return the logits.")
+            raise TargetError(
+                f"The target returns a {type(out).__name__}, not a tensor of scores [n, classes]; "
+                "wrap it to return the logits."
+            )
         if out.dim() != 2 or len(out) != len(x) or out.shape[1] < 2 or not out.is_floating_point():
             raise TargetError(
-                f"The target returns {str(out.dtype).removeprefix('torch.')} of shape {tuple(out.shape)} for {len(x)} inputs; "
+                f"The target returns {out.dtype} of shape {tuple(out.shape)} for {len(x)} inputs; "
                 f"expected floating-point scores of shape ({len(x)}, classes) with at least two classes."
             )
         return out
@@ -113,7 +117,9 @@ class Target:
 
 def as_target(target: "Target | Callable[..., Any]", access: Access | None = None) -> Target:
     """Return `target` itself, or a module or callable as a Target with bounds (0, 1)."""
-    return target if isinstance(target, Target) else Target(target, access=Access.GRADIENT if access is None else access)
+    return (
+        target if isinstance(target, Target) else Target(target, access=Access.GRADIENT if access is None else access)
+    )
 
 
 @contextlib.contextmanager
@@ -123,18 +129,21 @@ def untouched(target: Target) -> Iterator[None]:
     Restored: the training flag of every submodule, requires_grad and .grad of parameters, buffers that changed,
     random states (torch on CPU and CUDA, numpy, random), grad mode and default dtype.
     """
-    modules = list(target.module.modules()) if isinstance(target.module, nn.Module) else []
-    parameters = list(target.module.parameters()) if modules else []
-    buffers = list(target.module.buffers()) if modules else []
+    root = target.module if isinstance(target.module, nn.Module) else nn.Module()
+    modules, parameters, buffers = list(root.modules()), list(root.parameters()), list(root.buffers())
     flags = [m.training for m in modules]
     grads = [(p.requires_grad, p.grad) for p in parameters]
     kept = [b.detach().clone() for b in buffers]
     cuda = target.device.type == "cuda"
-    states = torch.get_rng_state(), torch.cuda.get_rng_state(target.device) if cuda else None, np.random.get_state(), random.getstate()
+    states = (
+        torch.get_rng_state(),
+        torch.cuda.get_rng_state(target.device) if cuda else None,
+        np.random.get_state(),
+        random.getstate(),
+    )
     mode, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     try:
-        if isinstance(target.module, nn.Module):
-            target.module.eval()
+        root.eval()
         yield
     finally:
         for m, flag in zip(modules, flags, strict=True):

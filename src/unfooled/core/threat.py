@@ -165,7 +165,9 @@ def parse_threat(text: str) -> Ball:
     name, bracket, rest = text.strip().partition("(")
     name = name.strip().lower()
     if name not in NORMS or not bracket or not rest.endswith(")"):
-        raise InputError(f"{text!r} is no threat; write for example linf(8/255), l2(0.5), l1(12) or l0(10)."
-                         + ("" if name in NORMS else nearest(name, NORMS)))  # fmt: skip
+        raise InputError(
+            f"{text!r} is no threat; write for example linf(8/255), l2(0.5), l1(12) or l0(10)."
+            + ("" if name in NORMS else nearest(name, NORMS))
+        )
     inner = rest[:-1].strip().removeprefix("eps=")
     return Ball(NORMS[name], parse_number(inner) if inner else math.inf)

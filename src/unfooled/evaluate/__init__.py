@@ -1,0 +1,3 @@
+"""Evaluation: checks first, then a suite, then one honest number with what it covers."""
+
+from .measure import evaluate as evaluate

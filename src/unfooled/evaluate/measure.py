@@ -1,0 +1,355 @@
+"""The main job: check, run a suite on every image, and say at most how robust the target is."""
+
+import math
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import _rows
+from ..attacks import Suite
+from ..attacks import suite as named_suite
+from ..core.access import Access
+from ..core.attack import Attack, parse
+from ..core.data import Data, load_data
+from ..core.result import AttackRow, CurvePoint, Evaluation, Progress, Status
+from ..core.run import Run, auto_width, run
+from ..core.target import Target, as_target
+from ..core.threat import Ball, parse_threat
+from ..errors import InputError
+from .preflight import Order, check_threat
+
+if TYPE_CHECKING:
+    from ..core.goal import Goal
+
+CURVE = (0.25, 0.5, 1.0, 1.5, 2.0)
+"""The curve's sizes of the threat, in units of its eps."""
+
+CURVE_IMAGES = 128
+PILOT = 16
+"""Images that a budgeted run prices before it goes on."""
+
+
+def evaluate(
+    target: Target | nn.Module | Callable[..., Any] | str,
+    data: Data | Tensor | Iterable[Any] | str,
+    y: Tensor | None = None,
+    threat: Ball | str | None = None,
+    *,
+    suite: str | Suite | Sequence[Attack[Any] | str] = "standard",
+    goal: "Goal | None" = None,
+    seed: int = 0,
+    limit: int | None = None,
+    batch_size: int | str = "auto",
+    device: str = "auto",
+    access: Access | None = None,
+    queries: int | None = None,
+    budget: float | None = None,
+    curve: bool = False,
+    data_dir: str | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Evaluation:
+    """Measure robust accuracy: at most so many examples stay classified correctly within the threat.
+
+    Args:
+        target: a Target, a module taking inputs in [0, 1], a zoo name, 'file.py:callable' or a timm name.
+        data: inputs, float [n, ...] within the target's bounds, with labels `y` int64 [n]; or anything that
+            `load_data` reads: a name, an .npz, a folder, a DataLoader.
+        y: the true labels, int64 [n], when `data` is a tensor.
+        threat: a ball such as uf.linf(8/255), or its text.
+        suite: 'quick', 'standard', 'autoattack', or a list of attacks.
+        goal: untargeted by default.
+        seed: of all noise; draws belong to the example.
+        limit: take the first so many examples.
+        batch_size: slots, or 'auto'.
+        device: 'auto' leaves modules where they are and puts named targets on the GPU where there is one.
+        access, queries: what the attacker may ask, and how many forward passes it has per example.
+        budget: seconds; a few images are priced first, and what does not fit is left out and bracketed.
+        curve: also measure robust accuracy at five sizes of the threat with suite quick on at most 128 examples.
+        data_dir: where named data sets lie.
+        progress: called with a Progress about ten times a second.
+
+    Returns:
+        An Evaluation. Its status is "suspect: not examined": no doctor has looked at the target yet.
+
+    Raises:
+        InputError: bad input of any kind, in one sentence.
+    """
+    begun = time.monotonic()
+    model = _target(target, device)
+    images = _data(data, y, limit, data_dir, model)
+    if threat is None:
+        raise InputError("evaluate needs a threat, for example uf.linf(8/255).")
+    ball = (parse_threat(threat) if isinstance(threat, str) else threat).within(model.bounds)
+    notes = [*images.notes, *check_threat(ball, model.bounds)]
+    chosen = _suite(suite)
+    order = Order()
+    width = auto_width(images.x, model.device) if isinstance(batch_size, str) else batch_size
+    settings: dict[str, Any] = {
+        "goal": goal,
+        "batch_size": batch_size,
+        "seed": seed,
+        "access": access,
+        "queries": queries,
+        "salvage": True,
+    }
+
+    def attack(part: slice, deadline: float | None = None) -> Run:
+        return run(
+            chosen.attacks,
+            model,
+            images.x[part],
+            images.y[part],
+            ball,
+            deadline=deadline,
+            progress=progress,
+            relabel=order,
+            **settings,
+        )
+
+    runs = _budgeted(attack, len(images), width, budget, begun, notes) if budget else [attack(slice(None))]
+    whole = _joined(runs)
+    if all(r.skipped for r in whole.attacks):
+        raise InputError(
+            f"No attack of {chosen.name} applies to {ball!r}: {whole.attacks[0].name} {whole.attacks[0].skipped}."
+        )
+    assert isinstance(whole.x_adv, Tensor)
+    points = None
+    if curve and not whole.interrupted and not (budget and time.monotonic() - begun > budget):
+        deadline = begun + budget if budget else None
+        points = _curve(model, images, whole, ball, seed, batch_size, deadline, order, access)
+    return Evaluation(
+        x=images.x,
+        y=whole.y,
+        x_adv=whole.x_adv,
+        clean=torch.tensor([s not in (Status.MISCLASSIFIED, Status.INVALID) for s in whole.status]),
+        robust=torch.tensor([s in (Status.SURVIVED, Status.NOT_RUN, Status.SKIPPED) for s in whole.status]),
+        outcome=whole.status,
+        broken_by=whole.broken_by,
+        ids=torch.from_numpy(whole.ids),
+        distance=whole.distance,
+        label_clean=whole.label_clean,
+        label_adv=whole.label,
+        confidence_clean=whole.confidence_clean.double(),
+        confidence_adv=whole.confidence.double(),
+        margin=whole.margin.double(),
+        steps_to_break=torch.from_numpy(whole.steps),
+        forward=torch.from_numpy(whole.forward),
+        backward=torch.from_numpy(whole.backward),
+        threat=repr(ball),
+        suite=chosen.name,
+        seed=seed,
+        target=model.name,
+        data=images.name,
+        classes=model.classes or (list(images.classes) if images.classes else None),
+        status="suspect",
+        reasons=["not examined", *order.reasons],
+        attacks=whole.attacks,
+        seconds=time.monotonic() - begun,
+        curve=points,
+        curve_suite="quick" if points else "",
+        notes=[
+            *notes,
+            *order.notes,
+            *whole.notes,
+            *(["Interrupted: what was found until then is reported."] if whole.interrupted else []),
+        ],
+        versions=versions(),
+        settings={
+            "attacks": [repr(a) for a in chosen.attacks],
+            "bounds": list(model.bounds),
+            "batch_size": width,
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "seed": seed,
+            "access": (access or model.access).name.lower(),
+            "queries": queries,
+            "budget": budget,
+            "limit": limit,
+            "target_fingerprint": model.fingerprint(),
+            "data_fingerprint": images.fingerprint(),
+            "padding": whole.padding.tolist(),
+            "overrun": whole.overrun.tolist(),
+            "vanished": whole.vanished,
+            "interrupted": whole.interrupted,
+        },
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    from .. import __version__
+
+    return {
+        "unfooled": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _target(target: Any, device: str) -> Target:
+    if isinstance(target, str):
+        from ..targets import resolve
+
+        return resolve(target, device=device)
+    model = as_target(target)
+    if device not in ("auto", str(model.device), model.device.type) and isinstance(model.module, nn.Module):
+        raise InputError(f"The module is on {model.device}; move it to {device} yourself, or leave device='auto'.")
+    return model
+
+
+def _data(data: Any, y: Tensor | None, limit: int | None, data_dir: str | None, model: Target) -> Data:
+    if isinstance(data, Tensor) and y is None:
+        raise InputError("Give the labels with the inputs: evaluate(target, x, y, threat).")
+    images = load_data(data if y is None else (data, y), limit=limit, data_dir=data_dir, bounds=model.bounds)
+    return replace(images, y=images.y.cpu())
+
+
+def _suite(suite: str | Suite | Sequence[Attack[Any] | str]) -> Suite:
+    if isinstance(suite, Suite):
+        return suite
+    if isinstance(suite, str):
+        return named_suite(suite)
+    attacks = tuple(parse(a) if isinstance(a, str) else a for a in ([suite] if isinstance(suite, Attack) else suite))
+    if not attacks:
+        raise InputError("The list of attacks is empty; name a suite or give at least one attack.")
+    return Suite("custom", "", "", attacks)
+
+
+def _budgeted(
+    attack: Callable[..., Run], n: int, width: int, budget: float, begun: float, notes: list[str]
+) -> list[Run]:
+    """Price the suite on a few images, then go block by block until the budget ends; the rest stays not_run."""
+    at = min(PILOT, n)
+    first = attack(slice(0, at), 0.0)  # the clean look alone: every image gets one, whatever the budget
+    deadline = begun + budget * 0.95 - first.seconds / at * (n - at)
+    runs = [attack(slice(0, at), deadline)]
+    runs[0].forward += first.forward
+    price = runs[0].seconds / at
+    need = price * (n - at)
+    left = deadline - time.monotonic()
+    verdict = "all are attempted" if need <= left else f"about {at + int(max(left, 0) / price)} of {n} fit"
+    notes.append(
+        f"Budget {budget:g} s: {at} images took {runs[0].seconds:.1f} s, "
+        f"so {n} would take about {price * n:.0f} s; {verdict}."
+    )
+    while at < n:
+        size = n - at if need <= left / 2 else max(width, PILOT)
+        runs.append(attack(slice(at, at + size), deadline))
+        at += size
+        if runs[-1].interrupted:
+            break
+    if at < n:
+        runs.append(attack(slice(at, n), 0.0))
+    return runs
+
+
+def _joined(runs: list[Run]) -> Run:
+    """Return the runs of consecutive parts of the examples as one."""
+    if len(runs) == 1:
+        return runs[0]
+
+    def cat(name: str) -> Any:
+        parts = [getattr(r, name) for r in runs]
+        if isinstance(parts[0], Tensor):
+            return torch.cat(parts)
+        return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else [row for part in parts for row in part]
+
+    rows = (
+        "status",
+        "success",
+        "x_adv",
+        "distance",
+        "margin",
+        "label",
+        "label_clean",
+        "confidence",
+        "confidence_clean",
+        "steps",
+        "broken_by",
+        "ids",
+        "y",
+        "forward",
+        "backward",
+    )
+    joined: dict[str, Any] = {name: cat(name) for name in rows}
+    sums: dict[str, Any] = {
+        name: sum(getattr(r, name) for r in runs) for name in ("padding", "overrun", "vanished", "seconds")
+    }
+    table: dict[str, AttackRow] = {}
+    for r in runs:
+        for row in r.attacks:
+            old = table.get(row.name)
+            table[row.name] = (
+                row
+                if old is None
+                else replace(
+                    old,
+                    attempted=old.attempted + row.attempted,
+                    broken=old.broken + row.broken,
+                    forward=old.forward + row.forward,
+                    backward=old.backward + row.backward,
+                    seconds=old.seconds + row.seconds,
+                )
+            )
+    left, n = sum(s is not Status.MISCLASSIFIED for s in joined["status"]), len(joined["status"])
+    for name, row in table.items():
+        left -= row.broken
+        table[name] = replace(row, robust_accuracy_after=left / n)
+    notes = list(dict.fromkeys(note for r in runs for note in r.notes))
+    return Run(
+        attacks=list(table.values()),
+        notes=notes,
+        interrupted=any(r.interrupted for r in runs),
+        classes=runs[0].classes,
+        **joined,
+        **sums,
+    )
+
+
+def _curve(
+    model: Target,
+    images: Data,
+    whole: Run,
+    ball: Ball,
+    seed: int,
+    batch_size: int | str,
+    deadline: float | None,
+    order: Order,
+    access: Access | None,
+) -> list[CurvePoint]:
+    """Return robust accuracy of suite quick at five sizes; broken at one size counts as broken at the larger ones."""
+    n = min(CURVE_IMAGES, len(images))
+    standing = np.array([s is not Status.MISCLASSIFIED for s in whole.status[:n]])
+    lo, hi = model.bounds
+    points: list[CurvePoint] = []
+    for eps in dict.fromkeys(
+        min(ball.eps * share, hi - lo if ball.norm.name == "linf" else math.inf) for share in CURVE
+    ):
+        index = np.flatnonzero(standing)
+        if len(index):
+            found = run(
+                named_suite("quick").attacks,
+                model,
+                _rows.take(images.x, index),
+                images.y[index],
+                replace(ball, eps=eps),
+                batch_size=batch_size,
+                seed=seed,
+                deadline=deadline,
+                relabel=order,
+                access=access,
+            )
+            if Status.NOT_RUN in found.status:
+                break  # no time left: the sizes measured so far stand
+            standing[index[found.success.numpy()]] = False
+        points.append(CurvePoint.of(eps, int(standing.sum()), n))
+    return points
