@@ -78,7 +78,8 @@ class _L2(Norm):
     name, dual, symbol = "l2", "l2", "L2"
 
     def size(self, d: Tensor) -> Tensor:
-        return _flat(d).norm(dim=1)
+        length: Tensor = torch.linalg.vector_norm(_flat(d), dim=1)
+        return length
 
     def project(self, v: Tensor, x: Tensor, eps: Radius, bounds: Bounds) -> Tensor:
         # The solution is x + clip(s * d, room) with one scale s per row; |.| grows with s, and the fixed-point

@@ -141,7 +141,7 @@ def _image(d: Tensor) -> Tensor:
 
 
 def _length(d: Tensor, axes: tuple[int, ...]) -> Tensor:
-    return d.norm(dim=axes, keepdim=True)
+    return d.square().sum(axes, keepdim=True).sqrt()
 
 
 def _mask(size: int, start: Tensor, length: Tensor) -> Tensor:
@@ -177,13 +177,13 @@ def _bumps(height: int, width: int, dtype: torch.dtype) -> Tensor:
             side = 2 * ring + 1
             out[max(row, 0) : min(row + side, a), max(col, 0) : min(col + side, b)] += 1 / (ring + 1) ** 2
             row, col = row - 1, col - 1
-        return out / out.norm().item()
+        return out / float(out.norm())
 
     def halves(a: int, b: int) -> Tensor:
         if a < 2:
             return pyramid(a, b)
         pair = torch.cat([pyramid(a // 2, b), -pyramid(a - a // 2, b)])
-        return pair / pair.norm().item()
+        return pair / float(pair.norm())
 
     return torch.stack([halves(height, width), halves(width, height).T])
 
