@@ -1,0 +1,1 @@
+"""Measurements, not tests: each script writes JSON into `benchmarks/results`, and `benchmarks.tables` prints it."""
