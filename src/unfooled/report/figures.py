@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -120,6 +121,25 @@ def font(size: float) -> "ImageFont.ImageFont | ImageFont.FreeTypeFont":
     from PIL import ImageFont
 
     return ImageFont.load_default(size)
+
+
+def drawable(text: str) -> str:
+    """Return `text` with what the font has no shape for as "?", accents taken off first where that helps."""
+    letters = font(20)
+    nothing = letters.getmask("\uffff")
+    missing = nothing.getbbox(), bytes(nothing)
+
+    def known(c: str) -> bool:
+        shape = letters.getmask(c)
+        return c.isspace() or (shape.getbbox(), bytes(shape)) != missing
+
+    def plain(c: str) -> str:
+        if known(c):
+            return c
+        bare = unicodedata.normalize("NFKD", c)[0]
+        return bare if known(bare) else "?"
+
+    return text if text.isascii() else "".join(map(plain, text))
 
 
 def fit_text(draw: "ImageDraw.ImageDraw", text: str, size: float, width: float) -> str:

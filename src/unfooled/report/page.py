@@ -45,6 +45,13 @@ def percent(value: float | None, digits: int = 1) -> str:
     return f"{100 * value:.{digits}f}%"
 
 
+def confidence(value: float | None) -> str:
+    """Return a confidence as a percentage that is 0.0% or 100.0% only where it is exactly that."""
+    if value is not None and 0.9995 <= value < 1:
+        return ">99.9%"
+    return "<0.1%" if value is not None and 0 < value < 0.0005 else percent(value)
+
+
 def number(value: float | None, digits: int = 4) -> str:
     """Return a number with at most `digits` significant digits, an en dash for an unknown value."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
@@ -62,7 +69,13 @@ def render(evaluation: Evaluation, *, images: bool = True, written: str = "") ->
         lstrip_blocks=True,
         finalize=lambda value: safe_text(value) if type(value) is str else value,
     )
-    environment.filters |= {"percent": percent, "number": number, "short": short, "grouped": _grouped}
+    environment.filters |= {
+        "percent": percent,
+        "confidence": confidence,
+        "number": number,
+        "short": short,
+        "grouped": _grouped,
+    }
     return environment.get_template("report.html.j2").render(_view(evaluation, images=images, written=written)) + "\n"
 
 
@@ -120,7 +133,7 @@ def threat_name(threat: str) -> str:
     except ValueError:
         return threat
     levels = eps * 255
-    exact = abs(levels - round(levels)) < 1e-6 * max(1.0, levels) and 1 <= levels
+    exact = abs(levels - round(levels)) < 2e-5 * max(1.0, levels) and 1 <= levels
     return f"{parsed[1]}({round(levels)}/255)" if exact else f"{parsed[1]}({eps:.4g})"
 
 
