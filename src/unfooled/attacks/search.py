@@ -10,6 +10,7 @@ from .._rows import Batch, column, where
 from ..core.access import Access
 from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
+from ..core.oracle import Answer
 from ..core.threat import Ball, Threat
 from ..errors import InputError
 
@@ -35,6 +36,7 @@ class Square(Attack[SquareState]):
 
     queries: int = 5000
     p_init: float = 0.8
+    start: str = "stripes"
     access = Access.SCORES
 
     def __post_init__(self) -> None:
@@ -58,7 +60,12 @@ class Square(Attack[SquareState]):
     def init(self, p: Problem) -> SquareState:
         """Start fresh rows at the original."""
         assert isinstance(p.x0, Tensor)
-        return SquareState(torch.zeros_like(p.y), p.x0, torch.full_like(p.y, -torch.inf, dtype=p.x0.dtype))
+        t = torch.zeros_like(p.y)
+        if self.start == "warm" and p.scores is not None:
+            assert isinstance(p.warm, Tensor) and isinstance(p.threat, Ball)
+            lead = advantage(Answer(p.scores, p.y), p.y, p.to).to(p.x0.dtype)
+            return SquareState(t + 1, p.threat.project(p.warm, p.x0), lead)
+        return SquareState(t, p.x0, torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], -torch.inf))
 
     def step(self, p: Problem, s: SquareState) -> tuple[SquareState, Trial]:
         """Propose, ask, keep where better."""
@@ -195,6 +202,6 @@ def _bumps(height: int, width: int, dtype: torch.dtype) -> Tensor:
     factor=1.5,
     reason="a random search is judged by its queries, not by the optimum",
 )
-def square(queries: int = 5000, p_init: float = 0.8) -> Square:
+def square(queries: int = 5000, p_init: float = 0.8, start: str = "stripes") -> Square:
     """Square: score-based random search with square-shaped changes; no gradient needed."""
-    return Square(queries=queries, p_init=p_init)
+    return Square(queries=queries, p_init=p_init, start=start)

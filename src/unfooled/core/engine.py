@@ -119,6 +119,7 @@ class Engine:
     def run(self, attack: Attack[Any], todo: np.ndarray) -> int:
         """Attack the examples `todo`; return how many were attempted."""
         jobs = deque((int(i), 0) for i in todo)
+        self.pool.lead[todo] = -torch.inf  # the best points of the attack before stay as this one's warm starts
         slots: _Slots | None = None
         self._done = 0
         while True:

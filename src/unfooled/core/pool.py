@@ -15,8 +15,9 @@ from .result import Status
 class Pool:
     """One row per example, on the CPU (inputs where the caller keeps them); the engine writes, nobody else does.
 
-    `best` [n, ...] is the most advanced point found so far, `lead` [n] its advantage (below 0: not fooled) and
-    `scores` [n, k] the answer there; `x_adv` is what was re-checked and counts.
+    `best` [n, ...] is the most advanced point that the last attack found, `lead` [n] its advantage (below 0: not
+    fooled) and `scores` [n, k] the answer there; `margin` [n] is minus the largest advantage of all attacks; `x_adv` is
+    what was re-checked and counts.
     """
 
     x: Batch
@@ -72,6 +73,7 @@ class Pool:
     def keep(self, index: np.ndarray, x: Batch, lead: Tensor, scores: Tensor | None) -> None:
         """Remember the points x [m, ...] for the examples `index` where their lead [m] beats the best so far."""
         lead = lead.cpu().float()
+        self.margin[index] = torch.minimum(self.margin[index], -lead)
         better = (lead > self.lead[index]).numpy()
         if not better.any():
             return

@@ -162,7 +162,7 @@ def run(
         success=torch.from_numpy(pool.status == Status.BROKEN),
         x_adv=pool.x_adv,
         distance=pool.distance,
-        margin=-pool.lead,
+        margin=pool.margin,
         label=pool.label,
         label_clean=pool.label_clean,
         confidence=pool.confidence,
