@@ -70,10 +70,14 @@ class Stage:
 
 @dataclass
 class Outcome:
-    """What one side found on n images: verdicts bool [n], its adversarial examples [n, ...] and the whole cost."""
+    """What one side found on n images: verdicts bool [n], its adversarial examples [n, ...] and the whole cost.
+
+    `after` bool [stages, n] are the rows still robust after each attack of the cascade.
+    """
 
     clean: Tensor
     robust: Tensor
+    after: Tensor
     x_adv: Tensor
     forward: int
     backward: int
@@ -110,7 +114,8 @@ def autoattack(module: nn.Module, x: Tensor, y: Tensor, eps: float, *, batch_siz
             logger.setLevel(was[0])
             logger.propagate = was[1]
     count = spy.count
-    return Outcome(watch.clean, robust, x_adv, count.forward, count.backward, wall, cpu, watch.stages)
+    after = torch.stack(watch.after) if watch.after else robust.new_empty(0, len(x))
+    return Outcome(watch.clean, robust, after, x_adv, count.forward, count.backward, wall, cpu, watch.stages)
 
 
 class _Stages(logging.Handler):
@@ -120,6 +125,7 @@ class _Stages(logging.Handler):
         super().__init__()
         self.count, self.state = count, state
         self.stages: list[Stage] = []
+        self.after: list[Tensor] = []
         self.clean = torch.empty(0, dtype=torch.bool)
         self._begun = (0, 0, 0.0)
         self._name = ""
@@ -134,7 +140,8 @@ class _Stages(logging.Handler):
         elif line.startswith("robust accuracy after"):
             forward, backward, began = self._begun
             spent = (self.count.forward - forward, self.count.backward - backward, time.perf_counter() - began)
-            self.stages.append(Stage(self._name, int(self._flags().sum()), *spent))
+            self.after.append(self._flags())
+            self.stages.append(Stage(self._name, int(self.after[-1].sum()), *spent))
 
     def _flags(self) -> Tensor:
         return torch.tensor(json.loads(self.state.read_text())["_robust_flags"], dtype=torch.bool)
@@ -145,7 +152,7 @@ def save(path: Path, outcome: Outcome, x: Tensor, y: Tensor) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path.with_suffix(".npz"), x=x.numpy(), y=y.numpy(), x_adv=outcome.x_adv.numpy(),
-        clean=outcome.clean.numpy(), robust=outcome.robust.numpy(),
+        clean=outcome.clean.numpy(), robust=outcome.robust.numpy(), after=outcome.after.numpy(),
     )  # fmt: skip
     figures = {key: getattr(outcome, key) for key in ("forward", "backward", "seconds", "cpu_seconds")}
     figures["stages"] = [vars(stage) for stage in outcome.stages]
