@@ -1,0 +1,198 @@
+"""The training loop: it learns, it repeats itself bit by bit, and it leaves the caller's world alone."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from unfooled.core import fit as fit_module
+from unfooled.core.fit import Epoch, adversarial, fit, standard
+from unfooled.errors import InputError, UnfooledError
+
+
+def blobs(n: int = 200) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two classes of points that a line separates."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 2
+    x = torch.rand(n, 4, generator=generator) * 0.4 + y[:, None] * 0.5
+    return x, y
+
+
+def network(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
+
+
+def bits(module: nn.Module) -> list[bytes]:
+    return [v.numpy().tobytes() for v in module.state_dict().values()]
+
+
+def test_it_learns_what_a_line_can_separate():
+    x, y = blobs()
+    module = network()
+    before = F.cross_entropy(module.eval()(x), y).item()
+    seen: list[Epoch] = []
+    history = fit(module, x, y, epochs=5, batch_size=32, lr=0.02, on_epoch=seen.append)
+    assert history == seen and [e.epoch for e in history] == [1, 2, 3, 4, 5]
+    assert history[-1].loss < history[0].loss < before + 0.2
+    assert (module.eval()(x).argmax(1) == y).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(ema):
+    x, y = blobs()
+    made = []
+    for seed, spoil in ((3, 1), (3, 2), (4, 1)):
+        torch.manual_seed(spoil)  # the caller's random state must not matter
+        module = network()
+        fit(module, x, y, epochs=2, batch_size=48, lr=0.01, seed=seed, ema=ema)
+        made.append(bits(module))
+    assert made[0] == made[1] != made[2]
+
+
+def test_every_row_is_visited_once_per_epoch_and_ids_are_its_place():
+    x, y = blobs(50)
+    visited: list[int] = []
+    steps: list[int] = []
+
+    def objective(module, xb, yb, ids, step):
+        assert torch.equal(xb, x[ids]) and torch.equal(yb, y[ids])
+        visited.extend(ids.tolist())
+        steps.append(step)
+        return standard(module, xb, yb, ids, step)
+
+    fit(network(), x, y, objective, epochs=2, batch_size=16, lr=0.01)
+    assert sorted(visited[:50]) == sorted(visited[50:]) == list(range(50)) and visited[:50] != visited[50:]
+    assert steps == list(range(8))
+
+
+def test_the_callers_world_is_as_before_even_after_an_error():
+    x, y = blobs()
+    module = network()
+    module.train()
+    module[1].eval()  # a frozen BatchNorm
+    module[0].bias.requires_grad_(False)
+    frozen = module[0].bias.clone()
+
+    def explode(*_):
+        raise RuntimeError("stop")
+
+    for objective in (standard, explode):
+        state = torch.get_rng_state()
+        with torch.no_grad():
+            if objective is explode:
+                with pytest.raises(RuntimeError):
+                    fit(module, x, y, objective, epochs=1, lr=0.01)
+            else:
+                fit(module, x, y, objective, epochs=1, lr=0.01)
+            assert not torch.is_grad_enabled()
+        assert torch.equal(torch.get_rng_state(), state)
+        assert module.training and module[0].training and not module[1].training
+        assert all(p.grad is None for p in module.parameters())
+    assert torch.equal(module[0].bias, frozen) and not module[0].bias.requires_grad
+
+
+def test_training_works_inside_inference_mode():
+    x, y = blobs()
+    module = network()
+    before = bits(module)
+    with torch.inference_mode():
+        fit(module, x.clone(), y.clone(), epochs=1, lr=0.01)
+    assert bits(module) != before
+
+
+def test_averaging_leaves_the_average_in_the_module():
+    x, y = blobs(64)
+    start, keep, lr = nn.Linear(4, 2), 0.5, 0.1
+    reference, average = copy.deepcopy(start), copy.deepcopy(start)
+    optimizer = torch.optim.AdamW(reference.parameters(), lr=lr, weight_decay=0.0)
+    for step in range(1, 4):  # one batch per epoch: the order of the rows does not matter
+        optimizer.zero_grad()
+        F.cross_entropy(reference(x), y).backward()
+        optimizer.step()
+        share = min(keep, (1 + step) / (10 + step))
+        for a, r in zip(average.parameters(), reference.parameters(), strict=True):
+            a.data = share * a.data + (1 - share) * r.data
+    fit(start, x, y, epochs=3, batch_size=64, lr=lr, schedule="constant", ema=keep)
+    torch.testing.assert_close(start.weight, average.weight)
+    torch.testing.assert_close(start.bias, average.bias)
+
+
+def test_schedules_end_where_they_should():
+    total = 100
+    one = [fit_module._rate("onecycle", total)(s) for s in range(total)]
+    assert one[0] == pytest.approx(1 / 30) and max(one) == pytest.approx(1, abs=0.01) and one[-1] < 0.01
+    assert one.index(max(one)) == pytest.approx(30, abs=1)
+    cosine = [fit_module._rate("cosine", total)(s) for s in range(total)]
+    assert cosine[0] == 1 and cosine[50] == pytest.approx(0.5) and cosine == sorted(cosine, reverse=True)
+    assert fit_module._rate("constant", total)(99) == 1
+    assert all(fit_module._rate("onecycle", n)(s) >= 0 for n in (1, 2, 3) for s in range(n + 1))
+
+
+def test_augmentation_draws_from_the_seed_alone():
+    x, y = blobs()
+
+    def jitter(xb, generator):
+        return xb + 0.1 * torch.randn(xb.shape, generator=generator)
+
+    made = []
+    for augment in (jitter, jitter, None):
+        module = network()
+        fit(module, x, y, epochs=1, lr=0.01, augment=augment)
+        made.append(bits(module))
+    assert made[0] == made[1] != made[2]
+
+
+def test_adversarial_training_is_trained_on_what_the_attack_returns():
+    x, y = blobs()
+    shown = []
+
+    def flip(module, xb, yb, ids, step):
+        shown.append(step)
+        return 1 - xb
+
+    module = network()
+    fit(module, x, y, adversarial(flip), epochs=6, batch_size=32, lr=0.02)
+    assert (module.eval()(1 - x).argmax(1) == y).float().mean() > 0.97  # it learned the flipped world
+    assert shown == list(range(6 * 7))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"lr": math.nan}, "lr=nan"),
+        ({"ema": 1.0}, "ema=1.0"),
+        ({"schedule": "step"}, "'step'"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(wrong, word):
+    x, y = blobs()
+    with pytest.raises(InputError, match=word):
+        fit(network(), x, y, **{"epochs": 1, "lr": 0.01, **wrong})
+
+
+def test_data_and_modules_that_cannot_train_are_refused():
+    x, y = blobs()
+    with pytest.raises(InputError, match="as many labels"):
+        fit(network(), x, y[:-1], epochs=1)
+    with pytest.raises(InputError, match="at least one"):
+        fit(network(), x[:0], y[:0], epochs=1)
+    with pytest.raises(InputError, match="requires a gradient"):
+        fit(network().requires_grad_(False), x, y, epochs=1)
+
+
+def test_a_loss_that_diverges_stops_the_training():
+    x, y = blobs()
+
+    def bad(module, xb, yb, ids, step):
+        return standard(module, xb, yb, ids, step) * (math.nan if step > 3 else 1)
+
+    with pytest.raises(UnfooledError, match="lower lr"):
+        fit(network(), x, y, bad, epochs=3, batch_size=100, lr=0.01)
