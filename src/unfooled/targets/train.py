@@ -226,9 +226,9 @@ def _command(entry: ZooEntry, seed: int, threads: int) -> str:
 
 
 def _save(module: nn.Module, path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    save_file({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}, path)
+    path.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}))
 
 
 def _write(folder: Path, card: Mapping[str, Any]) -> None:
