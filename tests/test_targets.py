@@ -82,7 +82,7 @@ def test_the_models_end_in_logits_of_ten_classes_without_softmax():
         shape = (3, 1, 8, 8) if name.startswith("digits") else (3, 1, 28, 28)
         z = resolve(name).scores(torch.rand(shape))
         assert z.shape == (3, 10) and float(z.detach().min()) < 0
-        assert {type(m) for m in resolve(name).module} <= {nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten}
+        assert {type(m) for m in resolve(name).module} <= {nn.Conv2d, nn.Linear, nn.ReLU, nn.LeakyReLU, nn.Flatten}
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ TRAINING: dict[str, Training] = {
     ),
     "mnist-cnn": Training(epochs=8, lr=3e-3, ema=0.999),
     "mnist-cnn-robust": Training(
-        epochs=12, lr=2e-3, ema=0.995, attack="pgd(steps=7, step_size=0.33)", eps=0.3, ramp=1.5
+        epochs=14, lr=2e-3, ema=0.998, attack="pgd(steps=8, step_size=0.3)", eps=0.3, ramp=1.5
     ),
 }
 
