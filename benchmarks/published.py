@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from unfooled import load_data
+
 
 def data_dir() -> Path:
     """Return the folder of the published data: `UNFOOLED_DATA`, or `../shared/data` beside the repository."""
@@ -30,34 +32,22 @@ def data_dir() -> Path:
 
 
 def images(name: str, rows: slice | list[int] | None = None) -> tuple[Tensor, Tensor]:
-    """Return test images float32 [n, c, h, w] in [0, 1] and labels int64 [n] of `mnist`, `cifar10` or `imagenet`.
+    """Return test images float32 [n, c, h, w] in [0, 1] and labels int64 [n] of a named data set.
 
-    `rows` picks examples before anything is decoded; labels of `imagenet` are 0 to 999 in the order of the wnids.
-    Raises KeyError for another name and FileNotFoundError where the data folder is absent.
+    `rows` picks examples, of `imagenet` (the sample) before anything is decoded; its labels are 0 to 999 in the order
+    of the wnids. Raises InputError for an unknown name and where the data folder is absent.
     """
-    return {"mnist": _mnist, "cifar10": _cifar10, "imagenet": _imagenet}[name](slice(None) if rows is None else rows)
+    picked = slice(None) if rows is None else rows
+    if name == "imagenet":
+        return _imagenet(picked)
+    data = load_data(name, data_dir=data_dir())
+    return data.x[picked], data.y[picked]
 
 
 def imagenet_names() -> list[str]:
     """Return the 1,000 class names, words separated by spaces."""
     with np.load(data_dir() / "imagenet_sample.npz", allow_pickle=False) as z:
         return [str(name).replace("_", " ") for name in z["name"]]
-
-
-def _mnist(rows: slice | list[int]) -> tuple[Tensor, Tensor]:
-    with np.load(data_dir() / "mnist.npz", allow_pickle=False) as z:
-        x, y = z["test_images"][rows], z["test_labels"][rows]
-    return torch.from_numpy(x).float().div(255)[:, None], torch.from_numpy(y).long()
-
-
-def _cifar10(rows: slice | list[int]) -> tuple[Tensor, Tensor]:
-    from PIL import Image
-
-    with np.load(data_dir() / "cifar10_test.npz", allow_pickle=False) as z:
-        montage = np.asarray(Image.open(io.BytesIO(z["webp_0"].tobytes())).convert("RGB"))  # [6400, 160, 3]
-        y = z["labels"][rows]
-    x = montage.reshape(montage.shape[0] // 32, 32, 5, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32)[rows]
-    return torch.from_numpy(x.copy()).float().div(255), torch.from_numpy(y).long()
 
 
 def _imagenet(rows: slice | list[int]) -> tuple[Tensor, Tensor]:
