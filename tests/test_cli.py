@@ -234,8 +234,8 @@ def test_sizes_and_channel_numbers() -> None:
 
 def test_progress_says_where_a_run_stands() -> None:
     event = Progress(done=20, total=80, attack="pgd()", robust=0.25, forward=1000, backward=400, seconds=30.0)
-    said = _progress.sentence(event, 1234.5, 61.7)
-    assert said == "20/80 examples · at most 25.0% robust so far · 1,234 forward/s 62 backward/s · about 1:30 left"
+    said = _progress.sentence(event, 1234.5, 61.7, 30.0)
+    assert said == "20/80 examples · at most 25.0% robust so far · 1,234 forward/s 62 backward/s · about 1:30 left in this attack"
 
 
 def test_plain_progress_is_at_most_one_line_every_few_seconds(

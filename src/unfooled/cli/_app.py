@@ -1,4 +1,4 @@
-"""The app and its exit codes: 0 done, 2 bad input (one sentence, no traceback), 130 interrupted, 1 a file failed."""
+"""The app and its exit codes: 0 done, 2 bad input (one sentence, no traceback), 130 interrupted, 1 nothing found."""
 
 import os
 import sys
@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import cyclopts
 
 from unfooled import __version__
+from unfooled.cli._attack import attack
 from unfooled.cli._eps import eps
 from unfooled.cli._evaluate import evaluate
 from unfooled.cli._list import list_
+from unfooled.cli._train import train
 from unfooled.errors import UnfooledError
 
 app = cyclopts.App(
@@ -23,8 +25,10 @@ app = cyclopts.App(
     default_parameter=cyclopts.Parameter(negative=""),
 )
 app.command(evaluate)
+app.command(attack)
 app.command(eps)
 app.command(list_, name="list")
+app.command(train)
 
 
 def call(arguments: Sequence[str] | None = None) -> int:

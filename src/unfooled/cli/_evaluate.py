@@ -28,7 +28,7 @@ def evaluate(
     data: str | None = None,
     /,
     *,
-    threat: str = THREAT,
+    threat: str | None = None,
     suite: Suite = "quick",
     limit: int | None = None,
     out: Path | None = None,
@@ -57,7 +57,8 @@ def evaluate(
         A name from `unfooled list data`, an .npz with `images` and `labels`, or a folder of class folders of images
         [default: the target's own data set, else digits].
     threat
-        What the attacker may change: linf(8/255), l2(0.5), l1(12) or l0(10), for inputs in [0, 1].
+        What the attacker may change: linf(8/255), l2(0.5), l1(12) or l0(10), for inputs in [0, 1]
+        [default: linf at the eps of the target's model card, else linf(0.1)].
     suite
         The attacks: quick (seconds), standard (the full measure), autoattack (the literature's set, exactly).
     limit
@@ -102,9 +103,9 @@ def evaluate(
 
     from unfooled.cli._progress import Live
     from unfooled.core import record
-    from unfooled.core.threat import parse_threat
+    from unfooled.core.threat import linf, parse_threat
 
-    ball = parse_threat(threat)
+    ball = None if threat is None else parse_threat(threat)
     folder = record.check_free(out) if out is not None else record.default_out(given)
 
     from unfooled import report, targets
@@ -115,8 +116,12 @@ def evaluate(
     names = read_classes(classes) if classes is not None else None
     with Live(quiet=json) as live:
         model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
-        data = data or DATA
+        shipped = targets.ZOO.get(target)
+        given["data"] = data = data or (shipped.data if shipped else DATA)
+        ball = ball or (linf(shipped.eps) if shipped else parse_threat(THREAT))
+        given["threat"] = threat or repr(ball)
         examples = load_data(data, limit=limit, data_dir=data_dir, resize=size, classes=names)
+        _words.must_take(model, examples.x)
         result = measure(
             model,
             examples,
@@ -131,8 +136,9 @@ def evaluate(
             curve=curve,
             progress=live,
         )
-    result.command = command(given)
-    report.write(result, folder)
+        live.say("writing the report")
+        result.command = command(given)
+        report.write(result, folder)
     if json:
         sys.stdout.write((folder / "summary.json").read_text(encoding="utf-8"))
     else:
@@ -153,9 +159,7 @@ def _left(budget: float | None, said: str | None, begun: float) -> float | None:
 
 def command(given: dict[str, object]) -> str:
     """Return the command line that repeats a run: everything that decides the result, spelled out."""
-    words = ["unfooled", "evaluate", str(given["target"])]
-    if given["data"] is not None:
-        words.append(str(given["data"]))
+    words = ["unfooled", "evaluate", str(given["target"]), str(given["data"])]
     for name, value in given.items():
         if name in ("target", "data", "out", "json", "curve") or value is None:
             continue
@@ -171,7 +175,7 @@ def summary(result: "Evaluation", folder: Path) -> "RenderableType":
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("attack", "broken", "robust accuracy after", "forward", "backward", "seconds"):
-        table.add_column(title, justify="left" if title == "attack" else "right")
+        table.add_column(title, justify="left" if title == "attack" else "right", overflow="fold")
     table.add_row("none (clean)", "", f"{result.clean_accuracy:.1%}", "", "", "")
     for row in result.attacks:
         if row.skipped:

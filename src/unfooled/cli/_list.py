@@ -57,9 +57,22 @@ def _suites() -> list[dict[str, str]]:
 
 
 def _targets() -> list[dict[str, str]]:
-    from unfooled.targets import zoo
+    from unfooled.targets import ZOO
 
-    return [vars(card) for card in zoo.ZOO.values()]
+    def percent(share: float | None) -> str:
+        return "not measured" if share is None else f"{share:.1%}"
+
+    return [
+        {
+            "name": t.name,
+            "what": t.what,
+            "data": t.data,
+            "clean": percent(t.clean),
+            "robust, at most": f"{percent(t.robust)} at linf({t.eps:g})",
+            "paper": t.paper,
+        }
+        for t in ZOO.values()
+    ]
 
 
 def _data() -> list[dict[str, str]]:

@@ -28,6 +28,7 @@ class Live:
         self._mute = quiet and not self._live
         self._said = time.monotonic()
         self._seen: deque[tuple[float, int, int]] = deque()
+        self._now, self._since = ("", 0), 0.0
         self._bar: Any = None
         self._task: Any = None
 
@@ -53,16 +54,31 @@ class Live:
         if self._bar is not None:
             self._bar.stop()
 
+    def say(self, what: str) -> None:
+        """Show on a terminal what is being done that has no examples to count."""
+        if self._bar is not None:
+            self._bar.update(self._task, total=None, attack=what, said="")
+
+    def note(self, line: str) -> None:
+        """Show a line; on a terminal all lines stay, elsewhere one every few seconds is shown."""
+        if self._live or self._due():
+            self._console.print(line, markup=False, overflow="ignore", crop=False, no_wrap=True)
+
+    def _due(self) -> bool:
+        if self._mute or time.monotonic() - self._said < EVERY:
+            return False
+        self._said = time.monotonic()
+        return True
+
     def __call__(self, event: "Progress") -> None:
         """Show where the run stands."""
-        forward, backward = self._rates(event)
+        if (event.attack, event.total) != self._now or event.seconds < self._since:
+            self._now, self._since = (event.attack, event.total), event.seconds
+        said = sentence(event, *self._rates(event), event.seconds - self._since)
         if self._bar is not None:
-            said = sentence(event, forward, backward)
             self._bar.update(self._task, total=event.total, completed=event.done, attack=event.attack, said=said)
-        elif not self._mute and time.monotonic() - self._said >= EVERY:
-            self._said = time.monotonic()
-            line = f"{event.attack}: {sentence(event, forward, backward)}"
-            self._console.print(line, markup=False, overflow="ignore", crop=False, no_wrap=True)
+        else:
+            self.note(f"{event.attack}: {said}")
 
     def _rates(self, event: "Progress") -> tuple[float, float]:
         seen = self._seen
@@ -72,19 +88,22 @@ class Live:
         while len(seen) > 2 and seen[-1][0] - seen[0][0] > _WINDOW:
             seen.popleft()
         spent = seen[-1][0] - seen[0][0]
-        if spent <= 0:
-            return 0.0, 0.0
+        if spent <= 0:  # the first word of a run: its average
+            return event.forward / max(event.seconds, 1e-9), event.backward / max(event.seconds, 1e-9)
         return (seen[-1][1] - seen[0][1]) / spent, (seen[-1][2] - seen[0][2]) / spent
 
 
-def sentence(event: "Progress", forward: float, backward: float) -> str:
-    """Say how far a run is: examples done, robust accuracy so far, passes per second, time left."""
+def sentence(event: "Progress", forward: float, backward: float, spent: float) -> str:
+    """Say how far a run is: examples done, robust accuracy so far, passes per second, time left in this attack.
+
+    `forward` and `backward` are passes per second, `spent` the seconds that this attack has taken.
+    """
     parts = [f"{event.done}/{event.total} examples"]
     if event.robust is not None:
         parts.append(f"at most {event.robust:.1%} robust so far")
     parts.append(f"{forward:,.0f} forward/s {backward:,.0f} backward/s")
     if 0 < event.done < event.total:
-        parts.append(f"about {clock(event.seconds * (event.total - event.done) / event.done)} left")
+        parts.append(f"about {clock(spent * (event.total - event.done) / event.done)} left in this attack")
     return " · ".join(parts)
 
 

@@ -7,6 +7,9 @@ from unfooled.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from torch import Tensor
+
+    from unfooled.core.target import Target
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PIPE_WIDTH = 120  # characters a line where the output is no terminal
@@ -69,3 +72,24 @@ def size(text: str | None) -> int | tuple[int, int] | None:
     if len(parts) > 2 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
         raise InputError(f"--resize {text!r}: give the shorter side (224), or height by width (224x256), in pixels.")
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 else int(parts[0])
+
+
+def must_take(target: "Target", x: "Tensor") -> None:
+    """Raise InputError in one sentence when the target's own code fails on the first input of x [n, ...]."""
+    import torch
+
+    from unfooled.core.target import untouched
+    from unfooled.errors import UnfooledError
+
+    try:
+        with untouched(target), torch.no_grad():
+            target.scores(x[:1].to(target.device))
+    except (UnfooledError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the user's module raises
+        said = (str(error).splitlines() or [""])[0].rstrip(".")
+        shape = " x ".join(map(str, x.shape[1:]))
+        raise InputError(
+            f"{target.name} fails on an input of shape {shape} ({type(error).__name__}: {said}); "
+            "give data of the size it was made for, or resize it."
+        ) from error
