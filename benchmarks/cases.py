@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from benchmarks import published
+from unfooled.targets import ZOO
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,19 @@ def _imagenet_with_background() -> tuple[Tensor, Tensor]:
     return x, y + 1
 
 
+def _zoo(name: str, title: str, n: int) -> Case:
+    entry = ZOO[name]
+    return Case(
+        title, {"digits": "digits", "mnist": "MNIST"}[entry.data], f"{entry.eps:g}", entry.eps,
+        entry.build, lambda: published.images(entry.data, slice(n)),
+    )  # fmt: skip
+
+
 CASES: dict[str, Case] = {
+    "digits-cnn": _zoo("digits-cnn", "digits-cnn", 797),
+    "digits-cnn-robust": _zoo("digits-cnn-robust", "digits-cnn-robust", 797),
+    "mnist-cnn": _zoo("mnist-cnn", "mnist-cnn", 1000),
+    "mnist-cnn-robust": _zoo("mnist-cnn-robust", "mnist-cnn-robust", 500),
     "mnist_256x2": Case(
         "256x2", "MNIST", "0.03", 0.03, published.mnist_256x2, lambda: published.images("mnist", slice(1000))
     ),

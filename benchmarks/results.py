@@ -17,9 +17,9 @@ SCRATCH = Path(__file__).parents[1] / "runs" / "benchmarks"
 """Where entries go that are no measurement of record; git ignores it."""
 
 
-def read(name: str, *, folder: Path = FOLDER) -> dict[str, Any]:
+def read(name: str, *, folder: Path | None = None) -> dict[str, Any]:
     """Return the entries of one benchmark by case, {} when it never ran."""
-    path = folder / f"{name}.json"
+    path = (folder or FOLDER) / f"{name}.json"
     return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
 
 

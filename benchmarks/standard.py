@@ -68,7 +68,7 @@ def measure(case: Case, suite: str, *, cached: Path | None = None, keep: Path | 
 
 
 def unfooled(module: nn.Module, x: Tensor, y: Tensor, eps: float, suite: str) -> tuple[Outcome, list[str], list[int]]:
-    """Run one suite of this package; also its recipes, and the forward and backward rows by its own ledger, padding included."""
+    """Run one suite of this package; also its recipes, and the rows that its own ledger holds, padding included."""
     spy = Spy(module)
     wall, cpu = time.perf_counter(), time.process_time()
     found = uf.evaluate(uf.Target(spy), x, y, uf.linf(eps), suite=suite, seed=0)

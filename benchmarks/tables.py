@@ -20,21 +20,33 @@ README = Path(__file__).parents[1] / "README.md"
 def standard() -> str:
     """Suite `standard` against AutoAttack's standard set."""
     head = (
-        "target", "data", "Linf", "n", "clean", "robust at most: AutoAttack", "unfooled",
-        "broken by one side only: AutoAttack", "unfooled", "backward passes: AutoAttack", "unfooled", "ratio",
-        "forward passes: AutoAttack", "unfooled", "ratio", "CPU seconds: AutoAttack", "unfooled", "ratio",
+        "target", "data", "Linf", "n", "clean", "robust accuracy, at most", "broken by one side only",
+        "backward passes", "forward passes", "CPU seconds",
     )  # fmt: skip
     rows = []
     entries = results.read("standard")
     for entry in entries.values():
         theirs, ours, n = entry["autoattack"], entry["unfooled"], entry["n"]
-        row = [entry["title"], entry["data"], entry["threat"][5:-1], str(n), f"{entry['clean'] / n:.1%}"]
-        row += [f"{theirs['robust'] / n:.1%}", f"{ours['robust'] / n:.1%}"]
-        row += [str(len(entry["only_autoattack"])), str(len(entry["only_unfooled"]))]
+        row = [entry["title"], entry["data"], entry["threat"][5:-1], f"{n:,}", f"{entry['clean'] / n:.1%}"]
+        row.append(f"{theirs['robust'] / n:.1%} → {ours['robust'] / n:.1%}")
+        row.append(f"{len(entry['only_autoattack'])} → {len(entry['only_unfooled'])}")
         for kind in ("backward", "forward", "cpu_seconds"):
-            row += [number(theirs[kind]), number(ours[kind]), f"1/{theirs[kind] / ours[kind]:.0f}"]
+            row.append(f"{number(theirs[kind])} → {number(ours[kind])} ({theirs[kind] / ours[kind]:.0f} times fewer)")
         rows.append(row)
-    return markdown(head, rows, left=2) + "\n\n" + origin(entries)
+    return markdown(head, rows, left=2) + "\n\nAutoAttack → unfooled. " + origin(entries) + "\n\n" + one_sided(entries)
+
+
+def one_sided(entries: dict[str, dict[str, Any]]) -> str:
+    """Return the list of images that only one side breaks, by their index among the case's images."""
+    lines = []
+    for entry in entries.values():
+        sides = [("AutoAttack", entry["only_autoattack"]), ("unfooled", entry["only_unfooled"])]
+        found = [f"only {side} breaks {', '.join(map(str, rows))}" for side, rows in sides if rows]
+        lines.append(f"{entry['title']} ({entry['data']}): {'; '.join(found)}" if found else "")
+    named = [line for line in lines if line]
+    if not named:
+        return "No image is broken by one side only."
+    return "Images that only one side breaks, by index. " + ". ".join(named) + "."
 
 
 def cost() -> str:
