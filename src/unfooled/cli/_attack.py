@@ -86,6 +86,7 @@ def attack(
     folder = record.check_free(out) if out is not None else record.default_out(given)
 
     from unfooled import targets
+    from unfooled.domains.image import read_image
     from unfooled.evaluate.preflight import check_threat
     from unfooled.evaluate.single import attack_image
     from unfooled.report import figures
@@ -98,6 +99,7 @@ def attack(
         examples = _examples(image, data or own, data_dir)
         if examples is None and inputs is None and own is not None:
             inputs = DATASETS[own].shape
+        _words.must_take(model, examples.x if examples else read_image(image, inputs, bounds=model.bounds)[None])
         if ball is not None:
             check_threat(ball, model.bounds)
         live.say(f"attacking {model.name}")

@@ -142,7 +142,7 @@ def evaluate(
     if json:
         sys.stdout.write((folder / "summary.json").read_text(encoding="utf-8"))
     else:
-        _words.console().print(summary(result, folder))
+        _words.console().print(summary(result, folder), crop=False)
     return 130 if result.settings.get("interrupted") else 0
 
 
@@ -189,8 +189,12 @@ def summary(result: "Evaluation", folder: Path) -> "RenderableType":
             f"{row.backward:,}",
             f"{row.seconds:.1f}",
         )
-    head = Text(f"{result.target} on {result.data}, threat {result.threat}, suite {result.suite}, seed {result.seed}")
-    notes = [Text(f"note: {note}") for note in result.notes]
+
+    def line(text: str, style: str = "") -> Text:
+        return Text(text, style=style, no_wrap=True, overflow="ignore")  # the status never leaves the number's line
+
+    head = f"{result.target} on {result.data}, threat {result.threat}, suite {result.suite}, seed {result.seed}"
     cost = f"{result.forward_total:,} forward and {result.backward_total:,} backward passes in {result.seconds:.1f} s"
-    where = Text(f"report: {folder / 'report.html'}")
-    return Group(head, Text(str(result), style="bold"), Text(), table, Text(), *notes, Text(cost), where)
+    notes = [line(f"note: {note}") for note in result.notes]
+    where = line(f"report: {folder / 'report.html'}")
+    return Group(line(head), line(str(result), "bold"), Text(), table, Text(), *notes, line(cost), where)
