@@ -17,7 +17,7 @@ from unfooled.core.threat import linf
 from unfooled.errors import InputError, MissingExtra
 from unfooled.targets import ZOO, load_weights, resolve, train
 from unfooled.targets.train import TRAINING, Training, markdown, measured
-from unfooled.targets.zoo import WEIGHTS, digest, read_card, untrained
+from unfooled.targets.zoo import WEIGHTS, digest, read_card, table, untrained
 
 
 def said(error) -> str:
@@ -63,6 +63,11 @@ def test_robust_training_bought_robustness():
         assert ZOO[plain].data == ZOO[robust].data and ZOO[robust].robust > 0.85
     assert 0.1 < ZOO["digits-cnn"].robust < 0.7  # the demo shows a number worth looking at
     assert ZOO["mnist-cnn"].clean > 0.99 and ZOO["mnist-cnn-robust"].clean > 0.98
+
+
+def test_the_page_of_targets_shows_the_cards():
+    page = Path(__file__).parents[1] / "docs" / "targets.md"
+    assert table() in page.read_text(encoding="utf-8")
 
 
 def test_damaged_shipped_weights_are_noticed(tmp_path, monkeypatch):

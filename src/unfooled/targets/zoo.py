@@ -171,3 +171,26 @@ def untrained(name: str, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _MAKE[name]()
+
+
+def table() -> str:
+    """Return the zoo as a Markdown table, measured numbers from the cards."""
+    rows = [
+        "| target | data | parameters | clean accuracy | robust accuracy, at most | threat | suite | n |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for entry in ZOO.values():
+        card = entry.card()
+        robust = card["robust"] or {"accuracy": None, "threat": "", "suite": "not measured", "n": 0}
+        rows.append(
+            f"| `{entry.name}` | {entry.data} | {card['parameters']:,} | {_percent(card['clean'])} | {_percent(robust)} "
+            f"| `{robust['threat']}` | `{robust['suite']}` | {robust['n']:,} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
+def _percent(part: dict[str, Any]) -> str:
+    if part["accuracy"] is None:
+        return ""
+    low, high = part["interval"]
+    return f"{part['accuracy']:.2%} ({low:.2%} to {high:.2%})"
