@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from unfooled.core.access import Access
 from unfooled.core.data import load_data
 from unfooled.core.target import Target
 from unfooled.core.threat import linf
@@ -448,8 +449,9 @@ def test_a_timm_name_brings_its_normalisation_and_downloads_only_when_allowed(ti
 
 
 def test_a_target_s_own_access_and_bounds_survive():
-    target = Target(nn.Linear(2, 2), bounds=(-1, 1))
-    assert resolve(target, classes=["a", "b"]).bounds == (-1, 1)
+    target = Target(nn.Linear(2, 2), bounds=(-1, 1), access=Access.LABEL, name="mine")
+    for again in (resolve(target, classes=["a", "b"]), resolve(target, device="cpu")):
+        assert (again.bounds, again.access, again.name) == ((-1, 1), Access.LABEL, "mine")
 
 
 def test_cards_are_read_once():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfooled.core.access import Access
 from unfooled.core.data import read_classes
 from unfooled.core.target import Target
 from unfooled.errors import InputError, MissingExtra, nearest
@@ -60,6 +61,7 @@ def resolve(
         InputError: nothing by that name, no such file or function, weights that do not fit or are not finite.
         MissingExtra: a timm name is given and timm is not installed.
     """
+    access = spec.access if isinstance(spec, Target) else Access.GRADIENT
     names = read_classes(os.fspath(classes)) if isinstance(classes, (str, os.PathLike)) else classes
     if isinstance(spec, Target):
         if (weights, mean, std, names, resize) == (None,) * 5:
@@ -87,7 +89,7 @@ def resolve(
         module = Resized(module, (resize, resize) if isinstance(resize, int) else resize)
     if isinstance(module, nn.Module):
         module.to(_device(device)).eval() if device is not None else module.eval()
-    return Target(module, bounds=bounds, mean=mean, std=std, name=name, classes=names)
+    return Target(module, bounds=bounds, mean=mean, std=std, name=name, classes=names, access=access)
 
 
 def _numbers(values: Tensor | None) -> list[float] | None:

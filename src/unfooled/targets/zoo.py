@@ -183,8 +183,8 @@ def table() -> str:
         card = entry.card()
         robust = card["robust"] or {"accuracy": None, "threat": "", "suite": "not measured", "n": 0}
         rows.append(
-            f"| `{entry.name}` | {entry.data} | {card['parameters']:,} | {_percent(card['clean'])} | {_percent(robust)} "
-            f"| `{robust['threat']}` | `{robust['suite']}` | {robust['n']:,} |"
+            f"| `{entry.name}` | {entry.data} | {card['parameters']:,} | {_percent(card['clean'])} "
+            f"| {_percent(robust)} | `{robust['threat']}` | `{robust['suite']}` | {robust['n']:,} |"
         )
     return "\n".join(rows) + "\n"
 
