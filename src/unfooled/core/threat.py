@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._noise import Noise
-from .._rows import Batch
+from .._rows import Batch, column
 from ..errors import InputError, nearest
 from ..norms import NORMS, Bounds, Norm, Radius
 
@@ -95,11 +95,12 @@ class Ball(Threat):
     def settle(self, x_adv: Batch, x: Batch) -> Batch:
         """Return x_adv projected in float64 and rounded to its dtype without leaving the ball, [b, ...]."""
         assert isinstance(x_adv, Tensor) and isinstance(x, Tensor)
-        z = self.norm.project(x_adv.double(), x.double(), self.eps, self.bounds).to(x_adv.dtype)
-        if self.norm.name == "linf" and self.bounded:
-            outside = (z.double() - x.double()).abs() > self.eps
-            return torch.where(outside, torch.nextafter(z, x.to(z.dtype)), z)
-        return z
+        exact, origin = self.norm.project(x_adv.double(), x.double(), self.eps, self.bounds), x.double()
+        z = exact.to(x_adv.dtype)
+        change = (z.double() - origin).abs()
+        limit = self.eps if self.norm.name == "linf" else (exact - origin).abs()  # per value: no norm grows then
+        outward = (change > limit) & column(self.distance(z, x) > self.eps, z)
+        return torch.where(outward, torch.nextafter(z, x.to(z.dtype)), z)
 
     def project(self, x_adv: Tensor, x: Tensor, radius: Radius | None = None) -> Tensor:
         """Return the nearest point of ball and box together, [b, ...]; `radius` [b] replaces eps."""
