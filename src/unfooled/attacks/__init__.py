@@ -9,6 +9,7 @@ from .gradient import bim as bim
 from .gradient import fgsm as fgsm
 from .gradient import mi_fgsm as mi_fgsm
 from .gradient import pgd as pgd
+from .gradient import pgd_targeted as pgd_targeted
 from .gradient import pixel_gradient as pixel_gradient
 from .search import square as square
 from .suites import SUITES as SUITES

@@ -10,7 +10,7 @@ from .._rows import Batch
 from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.threat import Ball, Threat
 from ..errors import InputError
-from .parts import Aim, Constant, Inertia, Momentum, Plain, Plateau, Raw, Start, check_loss, climb
+from .parts import Aim, Constant, Cosine, Inertia, Momentum, Plain, Plateau, Raw, Start, check_loss, climb
 
 
 @dataclass
@@ -96,6 +96,16 @@ def _classes(targets: int) -> Aim:
     return Aim(targets)
 
 
+def _rate(schedule: str, size: float | None, steps: int) -> Constant:
+    if schedule not in ("constant", "cosine"):
+        raise InputError(f"There is no schedule {schedule!r}; use constant or cosine.")
+    if size is not None and not size > 0:
+        raise InputError(f"step_size must be larger than 0, not {size}.")
+    if schedule == "cosine":
+        return Cosine(1.0 if size is None else size)
+    return Constant(2.5 / steps if size is None else size)
+
+
 @recipe("Goodfellow, Shlens, Szegedy 2014, arXiv 1412.6572", ("linf", "l2"))
 def fgsm(loss: str = "ce") -> GradientAttack:
     """FGSM: one step of length eps along the sign of the gradient (L2: along the gradient)."""
@@ -127,11 +137,34 @@ def mi_fgsm(steps: int = 10, step_size: float | None = None, decay: float = 1.0,
 
 @recipe("Madry et al. 2018, arXiv 1706.06083", ("linf", "l2", "l1"))
 def pgd(
-    steps: int = 20, step_size: float | None = None, restarts: int = 1, loss: str = "ce", start: str = "uniform"
+    steps: int = 20,
+    step_size: float | None = None,
+    restarts: int = 1,
+    loss: str = "ce",
+    start: str = "uniform",
+    schedule: str = "constant",
 ) -> GradientAttack:
-    """PGD: projected gradient steps from a random point of the ball; step_size is 2.5 / steps of eps by default."""
-    size = 2.5 / steps if step_size is None else step_size
-    return GradientAttack(length=steps, tries=restarts, loss=loss, start=Start(start), rate=Constant(size))
+    """PGD: projected gradient steps from a random point of the ball.
+
+    `step_size` is in units of eps: 2.5 / steps by default, or with schedule='cosine' 1, falling to 0.
+    """
+    return GradientAttack(
+        length=steps, tries=restarts, loss=loss, start=Start(start), rate=_rate(schedule, step_size, steps)
+    )
+
+
+@recipe("Madry et al. 2018, arXiv 1706.06083; targets as in Croce, Hein 2020, arXiv 2003.01690", ("linf", "l2", "l1"))
+def pgd_targeted(
+    steps: int = 20,
+    targets: int = 9,
+    step_size: float | None = None,
+    loss: str = "dlr",
+    start: str = "uniform",
+    schedule: str = "constant",
+) -> GradientAttack:
+    """Targeted PGD: one run towards each of the most likely wrong classes."""
+    rate = _rate(schedule, step_size, steps)
+    return GradientAttack(length=steps, tries=targets, loss=loss, aim=_classes(targets), start=Start(start), rate=rate)
 
 
 @recipe("Croce, Hein 2020, arXiv 2003.01690; L1: 2021, arXiv 2103.01208", ("linf", "l2", "l1"))
