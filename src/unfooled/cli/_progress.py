@@ -102,7 +102,7 @@ def sentence(event: "Progress", forward: float, backward: float, spent: float) -
     if event.robust is not None:
         parts.append(f"at most {event.robust:.1%} robust so far")
     parts.append(f"{forward:,.0f} forward/s {backward:,.0f} backward/s")
-    if 0 < event.done < event.total:
+    if event.total > event.done >= max(1, event.total / 10):  # before that it would be a guess
         parts.append(f"about {clock(spent * (event.total - event.done) / event.done)} left in this attack")
     return " · ".join(parts)
 
