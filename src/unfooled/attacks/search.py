@@ -1,6 +1,6 @@
 """Score-based random search: Square (arXiv 1912.00049), vectorised over rows that are at different steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -19,11 +19,17 @@ _SCHEDULE = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000
 
 @dataclass
 class SquareState:
-    """The best point x [b, ...] by lead [b], and the row's own query counter t [b]."""
+    """The best point x [b, ...] by lead [b], the row's own query counter t [b], and the corners of its set.
+
+    `low` and `high` [b, ...] are x0 -+ eps inside the box (Linf; x0 itself elsewhere): a Linf square takes its values
+    from them, so that no candidate needs a projection.
+    """
 
     t: Tensor
     x: Tensor
     lead: Tensor
+    low: Tensor
+    high: Tensor
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,24 +65,27 @@ class Square(Attack[SquareState]):
 
     def init(self, p: Problem) -> SquareState:
         """Start fresh rows at the original."""
-        assert isinstance(p.x0, Tensor)
-        t = torch.zeros_like(p.y)
+        assert isinstance(p.x0, Tensor) and isinstance(p.threat, Ball) and isinstance(p.warm, Tensor)
+        t, low, high = torch.zeros_like(p.y), p.x0, p.x0
+        if p.threat.norm.name == "linf":
+            low, high = (p.threat.project(p.x0 + d, p.x0) for d in (-p.threat.eps, p.threat.eps))
         if self.start == "warm" and p.scores is not None:
-            assert isinstance(p.warm, Tensor) and isinstance(p.threat, Ball)
             lead = advantage(Answer(p.scores, p.y), p.y, p.to).to(p.x0.dtype)
-            return SquareState(t + 1, p.threat.project(p.warm, p.x0), lead)
-        return SquareState(t, p.x0, torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], -torch.inf))
+            return SquareState(t + 1, p.threat.project(p.warm, p.x0), lead, low, high)
+        return SquareState(t, p.x0, torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], -torch.inf), low, high)
 
     def step(self, p: Problem, s: SquareState) -> tuple[SquareState, Trial]:
         """Propose, ask, keep where better."""
         assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
-        delta = _image(s.x - p.x0)
-        propose = self._linf if p.threat.norm.name == "linf" else self._l2
-        x = p.threat.project(p.x0 + propose(p, delta, s.t).view_as(p.x0), p.x0)
+        if p.threat.norm.name == "linf":
+            x = self._linf(p, s)
+        else:
+            x = p.threat.project(p.x0 + self._l2(p, _image(s.x - p.x0), s.t).view_as(p.x0), p.x0)
         answer = p.oracle.scores(x)
         lead = advantage(answer, p.y, p.to).to(s.lead.dtype)
         better = lead > s.lead
-        return SquareState(s.t + 1, where(better, x, s.x), torch.where(better, lead, s.lead)), Trial(x, answer)
+        best, lead = where(better, x, s.x), torch.where(better, lead, s.lead)
+        return replace(s, t=s.t + 1, x=best, lead=lead), Trial(x, answer)
 
     def _side(self, t: Tensor, pixels: int, least: int) -> Tensor:
         """The squares' side at query t, [b]: the published schedule of halvings, scaled to `queries`."""
@@ -86,16 +95,20 @@ class Square(Attack[SquareState]):
             divisor = torch.where(scaled > after, float(by), divisor)
         return (self.p_init / divisor * pixels).sqrt().round().long().clamp(min=least)
 
-    def _linf(self, p: Problem, delta: Tensor, t: Tensor) -> Tensor:
+    def _linf(self, p: Problem, s: SquareState) -> Tensor:
         """Stripes of one pixel's width at first; then one square of +-eps per channel."""
-        assert isinstance(p.threat, Ball)
-        b, c, h, w = delta.shape
-        eps = p.threat.eps
-        stripes = p.noise.signs(0, (c, 1, w), salt=1, dtype=delta.dtype) * eps
-        height, width, top, left = self._window(p, t, h, w, 1)
-        inside = _mask(h, top, height).view(b, 1, h, 1) & _mask(w, left, width).view(b, 1, 1, w)
-        signs = p.noise.signs(t, (c, 1, 1), salt=2, dtype=delta.dtype) * eps
-        return torch.where(column(t == 0, delta), stripes.expand_as(delta), torch.where(inside, signs, delta))
+        low, high, x = _image(s.low), _image(s.high), _image(s.x)
+        _, c, h, w = x.shape
+        height, width, top, left = self._window(p, s.t, h, w, 1)
+        rows, columns = _mask(h, top, height), _mask(w, left, width)
+        up = p.noise.signs(s.t, (c, 1, 1), salt=2) > 0
+        first = s.t == 0
+        if bool(first.any()):  # stripes: the whole image is the window, and every column has its own sign
+            rows, columns = rows | first.view(-1, 1), columns | first.view(-1, 1)
+            stripes = p.noise.signs(0, (c, 1, w), salt=1) > 0
+            up = torch.where(first.view(-1, 1, 1, 1), stripes, up)
+        inside = rows.view(-1, 1, h, 1) & columns.view(-1, 1, 1, w)
+        return torch.where(inside & up, high, torch.where(inside, low, x)).view_as(s.x)
 
     def _window(
         self, p: Problem, t: Tensor, h: int, w: int, least: int, salt: int = 3
