@@ -5,18 +5,23 @@ from typing import Any
 
 from ..core.attack import Attack
 from ..errors import InputError, nearest
-from .gradient import apgd, apgd_targeted
+from .gradient import apgd, apgd_targeted, pgd, pgd_targeted
 from .search import square
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A named cascade of attacks; those that do not apply to a threat are skipped and say so."""
+    """A named cascade of attacks; those that do not apply to a threat are skipped and say so.
+
+    `more` runs only where the attacks without gradients, or the one that starts where they ended, broke what gradient
+    attacks had left: on a target whose gradients are honest it would break nothing, and it costs most.
+    """
 
     name: str
     paper: str
     doc: str
     attacks: tuple[Attack[Any], ...]
+    more: tuple[Attack[Any], ...] = ()
 
 
 SUITES: dict[str, Suite] = {
@@ -26,13 +31,28 @@ SUITES: dict[str, Suite] = {
             "quick",
             "this project",
             "A first look: at most 60 gradients per surviving image.",
-            (apgd(steps=20, start="warm"), apgd_targeted(steps=20, targets=2, start="warm")),
+            (
+                pgd(steps=20, schedule="cosine"),
+                pgd_targeted(steps=10, targets=3, step_size=4.0, schedule="cosine"),
+                apgd(steps=10, loss="margin", start="warm"),
+            ),
         ),
         Suite(
             "standard",
             "this project",
             "As strong as AutoAttack's standard set at a fraction of its passes.",
-            (apgd(steps=25, start="warm"), apgd_targeted(steps=25, targets=4, loss="margin"), square(queries=500)),
+            (
+                pgd(steps=25, schedule="cosine"),
+                pgd_targeted(steps=12, targets=9, step_size=4.0, schedule="cosine"),
+                apgd(steps=25, loss="margin", start="warm"),
+                square(queries=300),
+                apgd(steps=25, start="warm"),
+            ),
+            (
+                square(queries=2500),
+                apgd(steps=25, start="warm"),
+                apgd(steps=25, loss="dlr", start="warm"),
+            ),
         ),
         Suite(
             "autoattack",

@@ -82,6 +82,7 @@ def run(
     seed: int = 0,
     ids: Sequence[int] | np.ndarray | None = None,
     surrogates: Sequence[Target] = (),
+    more: Sequence[Attack[Any]] = (),
     deadline: float | None = None,
     progress: Callable[[Progress], None] | None = None,
     salvage: bool = False,
@@ -101,6 +102,7 @@ def run(
         seed: of all noise; draws belong to the example, not to the batch.
         ids: stable ids int64 [n]; by default the hash of each example's float32 bytes.
         surrogates: other targets that transfer attacks may use freely.
+        more: attacks that run too where those without gradients broke what gradient attacks had left.
         deadline: `time.monotonic()` after which no new row is started; such rows end as not_run.
         progress: called with a Progress about ten times a second.
         salvage: Ctrl-C returns what was found so far, `interrupted`, instead of raising.
@@ -147,6 +149,9 @@ def run(
             engine.look(relabel)
             for attack in recipes:
                 rows.append(_attack(engine, attack, alone=len(recipes) == 1))
+            masked = not more or _masked(recipes, rows, n)
+            for attack in more:
+                rows.append(_attack(engine, attack, reason="" if masked else "gradients left nothing to the others"))
         except KeyboardInterrupt:
             if not salvage:
                 raise
@@ -183,12 +188,22 @@ def run(
     )
 
 
-def _attack(engine: Engine, attack: Attack[Any], *, alone: bool) -> AttackRow:
+def _masked(recipes: Sequence[Attack[Any]], rows: Sequence[AttackRow], n: int) -> bool:
+    """Whether attacks without gradients, or those that start where they ended, broke more than 0.2% of the examples.
+
+    That is the sign of masked gradients (arXiv 1902.06705, section 4.5) when gradient attacks went first.
+    """
+    blind = [a.access < Access.GRADIENT for a in recipes]
+    after = [i > 0 and (blind[i] or blind[i - 1]) for i in range(len(recipes))]
+    return sum(row.broken for row, yes in zip(rows, after, strict=True) if yes) > 0.002 * n
+
+
+def _attack(engine: Engine, attack: Attack[Any], *, alone: bool = False, reason: str = "") -> AttackRow:
     pool, start = engine.pool, time.monotonic()
     forward, backward = engine.oracle.forward, engine.oracle.backward
     todo = np.flatnonzero(pool.status == Status.SURVIVED)
     before = len(todo)
-    reason = (
+    reason = reason or (
         ""
         if attack.access <= engine.oracle.granted
         else (f"needs {attack.access.name.lower()} access, {engine.oracle.granted.name.lower()} was granted")
@@ -206,7 +221,7 @@ def _attack(engine: Engine, attack: Attack[Any], *, alone: bool) -> AttackRow:
         robust_accuracy_after=left / max(1, len(pool.y)),
         forward=engine.oracle.forward - forward,
         backward=engine.oracle.backward - backward,
-        seconds=time.monotonic() - start,
+        seconds=0.0 if reason else time.monotonic() - start,
         skipped=reason,
     )
 

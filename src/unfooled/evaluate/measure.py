@@ -17,7 +17,7 @@ from ..attacks import suite as named_suite
 from ..core.access import Access
 from ..core.attack import Attack, parse
 from ..core.data import Data, load_data
-from ..core.result import AttackRow, CurvePoint, Evaluation, Progress, Status
+from ..core.result import CurvePoint, Evaluation, Progress, Status
 from ..core.run import Run, auto_width, run
 from ..core.target import Target, as_target
 from ..core.threat import Ball, parse_threat
@@ -106,6 +106,7 @@ def evaluate(
             images.x[part],
             images.y[part],
             ball,
+            more=chosen.more,
             deadline=deadline,
             progress=progress,
             relabel=order,
@@ -284,29 +285,20 @@ def _joined(runs: list[Run]) -> Run:
     sums: dict[str, Any] = {
         name: sum(getattr(r, name) for r in runs) for name in ("padding", "overrun", "vanished", "seconds")
     }
-    table: dict[str, AttackRow] = {}
-    for r in runs:
-        for row in r.attacks:
-            old = table.get(row.name)
-            table[row.name] = (
-                row
-                if old is None
-                else replace(
-                    old,
-                    attempted=old.attempted + row.attempted,
-                    broken=old.broken + row.broken,
-                    forward=old.forward + row.forward,
-                    backward=old.backward + row.backward,
-                    seconds=old.seconds + row.seconds,
-                )
-            )
-    left, n = sum(s is not Status.MISCLASSIFIED for s in joined["status"]), len(joined["status"])
-    for name, row in table.items():
-        left -= row.broken
-        table[name] = replace(row, robust_accuracy_after=left / n)
     notes = list(dict.fromkeys(note for r in runs for note in r.notes))
+    table = list(max((r.attacks for r in runs), key=lambda rows: len(rows)))
+    left = sum(s is not Status.MISCLASSIFIED for s in joined["status"])
+    for at, row in enumerate(table):
+        parts = [r.attacks[at] for r in runs if at < len(r.attacks)]
+        sums_of = {
+            k: sum(getattr(p, k) for p in parts) for k in ("attempted", "broken", "forward", "backward", "seconds")
+        }
+        left -= int(sums_of["broken"])
+        ran = [p for p in parts if not p.skipped]
+        skipped = "" if ran else row.skipped
+        table[at] = replace(row, **sums_of, skipped=skipped, robust_accuracy_after=left / len(joined["status"]))
     return Run(
-        attacks=list(table.values()),
+        attacks=table,
         notes=notes,
         interrupted=any(r.interrupted for r in runs),
         classes=runs[0].classes,
