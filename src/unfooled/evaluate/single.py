@@ -357,14 +357,13 @@ def _search(
     """Return the most convincing attempt that works, else one that works as floats, else the last.
 
     The lean is a share of the lead that the first class had over the second: as sure of the wrong class as the target
-    was of the right one, less sure, just over the line; then, harder, from random starts. Without a threat, balls grow
-    until one suffices for going over the line.
+    was of the right one, less sure, just over the line. Small even steps come first, for they show how the confidences
+    turn; then APGD; then, harder, from random starts. Without a threat, balls grow until one suffices.
     """
     sure = original.confidences.clamp(1e-12).log().topk(2).values
     gap = float(sure[0] - sure[1])
     usual = attack or attacks.apgd(steps=steps, start="clean")
-    harder = attack or attacks.apgd(steps=3 * steps, restarts=2, start="uniform")
-    plan = [(usual, 1.0), (usual, 0.3), (usual, 0.0), (harder, 0.1), (harder, 0.0)]
+    harder = attack or attacks.apgd(steps=3 * steps, restarts=2, loss="margin", start="uniform")
     if threat is None:
         span = (bounds[1] - bounds[0]) / files.LEVELS
         for grey in LADDER:
@@ -373,14 +372,26 @@ def _search(
                 break
         else:
             return over
-        surer = (attempt(over.ball, usual, share * gap) for share in (1.0, 0.3))
+        even = attack or _even(over.ball, steps, bounds)
+        surer = (attempt(over.ball, recipe, share * gap) for recipe, share in ((even, 1.0), (even, 0.3), (usual, 0.3)))
         return next((better for better in surer if better.saved), over)
+    even = attack or _even(threat, steps, bounds)
+    plan = [(even, 1.0), (even, 0.3), (usual, 0.3), (usual, 0.0), (harder, 0.1), (harder, 0.0)]
     tries: list[_Attempt] = []
-    for recipe, share in plan:
+    for recipe, share in dict.fromkeys(plan):
         tries.append(attempt(threat, recipe, share * gap))
         if tries[-1].saved:
             return tries[-1]
     return next((t for t in tries if t.seen), tries[-1])
+
+
+def _even(ball: Ball, steps: int, bounds: tuple[float, float]) -> Attack[Any]:
+    """Return the attack with even steps: a tenth of eps, in Linf at least one grey level, so that files keep them."""
+    if ball.norm.name not in ("linf", "l2") or not ball.bounded or not ball.eps:
+        return attacks.apgd(steps=steps, start="clean")
+    grey = ball.eps / (bounds[1] - bounds[0]) * files.LEVELS
+    size = min(1.0, max(0.1, 1 / int(grey + 1e-6))) if ball.norm.name == "linf" and grey >= 1 else 0.1
+    return attacks.bim(steps=steps, step_size=round(size, 6))
 
 
 def _on_levels(ball: Ball, bounds: tuple[float, float]) -> Ball:
