@@ -47,7 +47,10 @@ def climb(loss: str, y: Tensor, wanted: Tensor | None, *, paired: bool) -> Climb
 
 @dataclass(frozen=True)
 class Aim:
-    """Towards which class: none (0), or at restart r the r-th most likely wrong class of `targets` ones."""
+    """Towards which class: none (0), or at restart r the r-th most likely wrong class of `targets` ones.
+
+    Most likely on the clean input, as published, so that no restart repeats another one's class.
+    """
 
     targets: int = 0
 
@@ -55,8 +58,8 @@ class Aim:
         """Return the class to climb towards, int64 [b], or None; the goal's own wanted class goes first."""
         if p.to is not None or not self.targets:
             return p.to
-        assert p.scores is not None
-        others = p.scores.scatter(1, p.y.view(-1, 1), -torch.inf)
+        assert p.clean is not None
+        others = p.clean.scatter(1, p.y.view(-1, 1), -torch.inf)
         rank = (p.restart % self.targets).clamp(max=others.shape[1] - 2)
         return others.argsort(dim=1, descending=True).gather(1, rank.view(-1, 1))[:, 0]
 

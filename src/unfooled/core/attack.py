@@ -29,7 +29,7 @@ class Problem:
 
     Rows: `x0` [b, ...] the originals, `y` int64 [b] the true labels, `to` int64 [b] the wanted classes or None,
     `restart` int64 [b], `noise` private random numbers, `warm` [b, ...] the best point found so far (x0 at first) and
-    `scores` [b, k] the target's answer there (None where scores may not be seen).
+    `scores` [b, k] the target's answer there; `clean` [b, k] its answer at x0 (both None where scores may not be seen).
     """
 
     x0: Batch
@@ -39,6 +39,7 @@ class Problem:
     noise: Noise
     warm: Batch
     scores: Tensor | None
+    clean: Tensor | None
     threat: Threat
     goal: Goal
     oracle: Oracle
@@ -53,7 +54,7 @@ class Problem:
         return replace(self, **{name: _rows.put(getattr(self, name), index, getattr(rows, name)) for name in _ROWS})
 
 
-_ROWS = ("x0", "y", "to", "restart", "noise", "warm", "scores")
+_ROWS = ("x0", "y", "to", "restart", "noise", "warm", "scores", "clean")
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,7 @@ class Engine:
         pool.label_clean, pool.label = answer.label.cpu(), answer.label.cpu().clone()
         if answer.scores is not None:
             pool.scores = answer.scores.cpu().float()
+            pool.clean = pool.scores.clone()
             self.classes = pool.scores.shape[1]
             if relabel is not None:
                 pool.y = relabel(pool.scores, pool.y)
@@ -300,6 +301,7 @@ class Engine:
             noise=Noise(keys),
             warm=best,
             scores=scores,
+            clean=None if pool.clean is None else pool.clean[example].to(self.device),
             threat=self.threat,
             goal=self.goal,
             oracle=self.oracle,
@@ -424,7 +426,7 @@ def last_iterate(
     threat = threat.within(door.target.bounds)
     names = np.arange(len(x), dtype=np.int64) if ids is None else np.asarray(ids, dtype=np.int64)
     keys = torch.from_numpy(row_keys(seed, names, attack.key(), step)).to(x.device)
-    p = Problem(x, y, None, torch.zeros_like(y), Noise(keys), x, None, threat, Untargeted(), door)
+    p = Problem(x, y, None, torch.zeros_like(y), Noise(keys), x, None, None, threat, Untargeted(), door)
     state = attack.init(p)
     for _ in range(attack.steps):
         state, trial = attack.step(p, state)

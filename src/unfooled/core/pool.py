@@ -16,8 +16,8 @@ class Pool:
     """One row per example, on the CPU (inputs where the caller keeps them); the engine writes, nobody else does.
 
     `best` [n, ...] is the most advanced point that the last attack found, `lead` [n] its advantage (below 0: not
-    fooled) and `scores` [n, k] the answer there; `margin` [n] is minus the largest advantage of all attacks; `x_adv` is
-    what was re-checked and counts.
+    fooled) and `scores` [n, k] the answer there; `clean` [n, k] is the answer at x; `margin` [n] is minus the largest
+    advantage of all attacks; `x_adv` is what was re-checked and counts.
     """
 
     x: Batch
@@ -27,6 +27,7 @@ class Pool:
     x_adv: Batch
     lead: Tensor
     scores: Tensor | None
+    clean: Tensor | None
     to: Tensor | None
     status: np.ndarray
     unrun: np.ndarray
@@ -55,6 +56,7 @@ class Pool:
             x_adv=_copy(x),
             lead=torch.full((n,), -torch.inf),
             scores=None,
+            clean=None,
             to=None,
             status=np.full(n, Status.SURVIVED, dtype=object),
             unrun=np.zeros(n, dtype=bool),
