@@ -2,7 +2,7 @@
 
 `reference` is the true label for the untargeted losses (climb: away from it) and the wanted class for the targeted
 ones (climb: towards it). All survive tiny, huge and offset scores; DLR falls back below three classes (four for the
-targeted form) to the margin over the spread of the row.
+targeted form) to the plain difference of logits.
 """
 
 from collections.abc import Callable
@@ -63,14 +63,14 @@ def dlr(scores: Tensor, reference: Tensor) -> Tensor:
 def dlr_targeted(scores: Tensor, reference: Tensor, label: Tensor) -> Tensor:
     """Targeted difference of logits ratio, [b]: (z_t - z_y) / (z_1 - (z_3 + z_4) / 2) (arXiv 2003.01690, eq. 7).
 
-    With three classes the divisor is z_1 - z_3; with two it is left out.
+    With fewer than four classes it is z_t - z_y: over z_1 - z_3 the loss towards the last of three would be constant.
     """
     z = _precise(scores)
     gain = (z.gather(1, reference.view(-1, 1)) - z.gather(1, label.view(-1, 1)))[:, 0]
-    if z.shape[1] < 3:
+    if z.shape[1] < 4:
         return gain
-    top = z.topk(min(4, z.shape[1]), dim=1).values
-    return _over(gain, top[:, 0] - (top[:, -2] + top[:, -1]) / 2 if z.shape[1] > 3 else top[:, 0] - top[:, 2])
+    top = z.topk(4, dim=1).values
+    return _over(gain, top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
 
 
 def difference(scores: Tensor, reference: Tensor, label: Tensor) -> Tensor:
