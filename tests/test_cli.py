@@ -509,6 +509,13 @@ def test_list_names_everything_with_its_paper(capsys: pytest.CaptureFixture[str]
         assert row["paper"] and all(row.values()), row
 
 
+def test_list_alone_shows_all_four(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["list"]) == 0
+    said = capsys.readouterr().out
+    for name in ("digits-cnn-robust", "cifar10", "autoattack", "apgd_targeted"):
+        assert name in said
+
+
 def test_train_makes_a_target_that_can_be_evaluated(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -158,6 +159,22 @@ def test_evaluate_is_the_function_whatever_was_imported_before() -> None:
     before = "import unfooled.evaluate; from unfooled.evaluate import evaluate as room_s; import unfooled as uf"
     check = "from unfooled import evaluate; assert uf.evaluate is evaluate is room_s; assert callable(evaluate)"
     subprocess.run([sys.executable, "-c", f"{before}; {check}"], check=True)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, check=True, capture_output=True, cwd=SRC.parents[1], timeout=120)
+    (wheel,) = tmp_path.glob("unfooled-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+        metadata = archive.read(f"unfooled-{unfooled.__version__}.dist-info/METADATA").decode()
+    tracked = subprocess.run(["git", "ls-files", "src"], capture_output=True, text=True, cwd=SRC.parents[1])
+    if tracked.returncode == 0 and tracked.stdout:
+        assert {name.removeprefix("src/") for name in tracked.stdout.splitlines()} <= held
+    assert {f"unfooled/{p.relative_to(SRC)}" for p in SRC.rglob("*") if p.suffix in (".j2", ".safetensors")} <= held
+    assert "unfooled/py.typed" in held
+    assert all(name.startswith("unfooled/") and not name.endswith((".npz", ".pth", ".parquet")) for name in held)
+    assert "Requires-Dist: torch<3,>=2.11" in metadata  # a range, no exact pin and no index
 
 
 def _loaded_by(code: str) -> set[str]:

@@ -16,8 +16,8 @@ from unfooled.errors import UnfooledError
 
 app = cyclopts.App(
     name="unfooled",
-    help="Measure how easily a trained classifier is fooled, and show what fooled it.",
-    help_epilogue="Start with `unfooled evaluate`: it needs no arguments, downloads nothing and takes seconds.",
+    help="Measure how easily a trained classifier is fooled, and show what fooled it.\n\n"
+    "Start with `unfooled evaluate`: it needs no arguments, downloads nothing and takes seconds.",
     version=__version__,
     help_format="plaintext",
     result_action="return_value",

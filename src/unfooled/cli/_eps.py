@@ -6,6 +6,7 @@ from fractions import Fraction
 from typing import Literal
 
 from unfooled._numbers import parse_number
+from unfooled.cli import _words
 from unfooled.errors import InputError
 
 Unit = Literal["unit", "signed", "8bit"]
@@ -19,7 +20,7 @@ _SLIDE = (
 )
 
 
-def eps(value: str, /, *, unit: Unit = "unit", json: bool = False) -> None:
+def eps(value: str, /, *, unit: Unit = "unit", json: _words.Flag = False) -> None:
     """Convert an eps between [0, 1], [-1, 1] and 8-bit units, and say what survives rounding to 8 bits.
 
     A slide that many have copied reads 1/127 as 0.08; try `unfooled eps 1/127 --unit signed`: it is 0.0079.

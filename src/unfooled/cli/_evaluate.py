@@ -45,7 +45,7 @@ def evaluate(
     std: str | None = None,
     classes: Path | None = None,
     data_dir: Path | None = None,
-    json: bool = False,
+    json: _words.Flag = False,
 ) -> int:
     """Measure how robust a classifier is: attack every image, report what still stands and show what fell.
 

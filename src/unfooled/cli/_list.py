@@ -1,41 +1,56 @@
 """`unfooled list`: what there is, each with its paper."""
 
 import sys
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from unfooled.cli import _words
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 What = Literal["attacks", "suites", "targets", "data"]
 
 
-def list_(what: What, /, *, json: bool = False) -> None:
-    """Say which attacks, suites, targets or data sets there are, each with its paper.
+def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
+    """Say which attacks, suites, targets and data sets there are, each with its paper.
 
     Parameters
     ----------
     what
-        attacks, suites, targets or data.
+        attacks, suites, targets or data [default: all four].
     json
         Print the rows as JSON.
     """
-    rows = {"attacks": _attacks, "suites": _suites, "targets": _targets, "data": _data}[what]()
+    readers = {"targets": _targets, "data": _data, "suites": _suites, "attacks": _attacks}
+    found = {name: read() for name, read in readers.items() if what in (None, name)}
     if json:
         import json as json_
 
+        rows = found if what is None else found[what]
         sys.stdout.write(json_.dumps(rows, ensure_ascii=False, indent=2) + "\n")
         return
+    for name, rows in found.items():
+        _words.console().print(_table(name if what is None else "", rows))
 
+
+def _table(title: str, rows: list[dict[str, str]]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 1, 0))
-    for title in rows[0]:
-        table.add_column(
-            title, overflow="fold", no_wrap=title == "name", ratio=2 if title in ("what", "attacks") else None
-        )
+    table = Table(
+        title=Text(f"{title}\n", style="bold") if title else None,
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        header_style="bold",
+        padding=(0, 2, 1, 0),
+    )
+    for column in rows[0]:
+        wide = column in ("what", "attacks")
+        table.add_column(column, overflow="fold", no_wrap=column == "name", ratio=2 if wide else None)
     for row in rows:
-        table.add_row(*(Text(str(value)) for value in row.values()))
-    _words.console().print(table)
+        table.add_row(*(Text(value) for value in row.values()))
+    return table
 
 
 def _attacks() -> list[dict[str, str]]:

@@ -1,7 +1,9 @@
 """Reading what users write on the command line, and the two consoles."""
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
 
 from unfooled.errors import InputError
 
@@ -10,6 +12,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from unfooled.core.target import Target
+
+Flag = Annotated[bool, Parameter(show_default=False)]
+"""An option that takes no value and is off unless given."""
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 _PIPE_WIDTH = 120  # characters a line where the output is no terminal
