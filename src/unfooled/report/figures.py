@@ -224,7 +224,7 @@ def svg(chart: Any) -> bytes:
     """Return an altair chart as SVG, drawn without a browser."""
     import vl_convert
 
-    return str(vl_convert.vegalite_to_svg(chart.to_dict())).encode("utf-8")
+    return str(vl_convert.vegalite_to_svg(chart.to_dict(validate=False))).encode("utf-8")
 
 
 def _styled(chart: Any, theme: Theme, width: int, height: int) -> Any:

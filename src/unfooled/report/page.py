@@ -5,6 +5,7 @@ characters and direction overrides are removed before, charts and pictures are `
 policy forbids scripts and any request.
 """
 
+import functools
 import math
 import re
 import unicodedata
@@ -59,6 +60,11 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def render(evaluation: Evaluation, *, images: bool = True, written: str = "") -> str:
     """Return the report page of `evaluation`; without `images` no example is shown."""
+    return _template().render(_view(evaluation, images=images, written=written)) + "\n"
+
+
+@functools.cache
+def _template() -> Any:
     import jinja2
 
     environment = jinja2.Environment(
@@ -70,13 +76,9 @@ def render(evaluation: Evaluation, *, images: bool = True, written: str = "") ->
         finalize=lambda value: safe_text(value) if type(value) is str else value,
     )
     environment.filters |= {
-        "percent": percent,
-        "confidence": confidence,
-        "number": number,
-        "short": short,
-        "grouped": _grouped,
-    }
-    return environment.get_template("report.html.j2").render(_view(evaluation, images=images, written=written)) + "\n"
+        "percent": percent, "confidence": confidence, "number": number, "short": short, "grouped": _grouped,
+    }  # fmt: skip
+    return environment.get_template("report.html.j2")
 
 
 def _view(e: Evaluation, *, images: bool, written: str) -> dict[str, Any]:
@@ -174,6 +176,12 @@ def explain_threat(e: Evaluation) -> list[str]:
     return [*text, f"Every changed input stays between {low:g} and {high:g}."]
 
 
+def _norm(e: Evaluation) -> str:
+    """Return the threat's norm where it is one; charts, whose titles vega compiles, get no word from outside."""
+    norm = e.threat.partition("(")[0]
+    return norm if norm in ("linf", "l2", "l1", "l0") else ""
+
+
 def _bounds(e: Evaluation) -> tuple[float, float]:
     bounds = e.settings.get("bounds") or (0.0, 1.0)
     return float(bounds[0]), float(bounds[1])
@@ -234,14 +242,14 @@ def _effort(e: Evaluation, broken: list[int], noun: str) -> list[dict[str, Any]]
     steps = [float(s) for i in broken if (s := int(e.steps_to_break[i])) >= 0]
     if len(steps) >= 5 and len(set(steps)) >= 3:
         charts.append(("steps", "Steps until an example broke", "steps until broken", steps))
-    norm = e.threat.partition("(")[0]
+    norm = _norm(e)
     distances = [d for i in broken if math.isfinite(d := float(e.distance[i]))]
     if len(distances) >= 5 and max(distances) - min(distances) > 0.05 * max(distances):
         charts.append(
             (
                 "distance",
                 "Size of the change that broke it",
-                f"size of the change ({norm})",
+                f"size of the change{norm and f' ({norm})'}",
                 distances,
             )
         )
@@ -367,12 +375,12 @@ def _curve(e: Evaluation) -> dict[str, Any] | None:
     if not e.curve:
         return None
     points = sorted(e.curve, key=lambda p: p.eps)
-    norm = e.threat.partition("(")[0] or "eps"
+    norm = _norm(e)
     low, high = _bounds(e)
     in_levels = norm == "linf" and len(e.x) > 0 and figures.is_picture(e.x[0])
     chart = _chart(
         lambda theme: (
-            figures.curve_chart(points, theme, clean=e.clean_accuracy, eps_title=f"eps ({norm})")
+            figures.curve_chart(points, theme, clean=e.clean_accuracy, eps_title=f"eps{norm and f' ({norm})'}")
             if len(points) > 1
             else None
         )
