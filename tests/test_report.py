@@ -304,7 +304,8 @@ def everywhere(word: str) -> Evaluation:
     row = digits().attacks[0]
     return digits(
         40,
-        classes=[word] * 10, threat=f"linf({word})", target=word, data=word, suite=word, curve_suite=word, notes=[word], command=word,
+        classes=[word] * 10, target=word, threat=f"linf({word})", data=word,
+        suite=word, curve_suite=word, notes=[word], command=word,
         versions={word: word}, reasons=[word], status=word, broken_by=[word] * 40, curve=None,
         attacks=[replace(row, name=word, paper=word), replace(row, name=word, skipped=word)],
     )  # fmt: skip
