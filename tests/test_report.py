@@ -236,6 +236,18 @@ def test_the_page_says_what_was_measured() -> None:
     assert "Seed 3." in text
 
 
+def test_the_passes_of_the_table_add_up_to_the_total() -> None:
+    e = digits(settings={"padding": [7, 5], "overrun": [2, 1]})
+    e.forward, e.backward = e.forward + 10, e.backward + 5
+    row = e.attacks[0]
+    text = checked(page.render(e)).text
+    first = e.forward_total + 9 - row.forward, e.backward_total + 6 - row.backward
+    assert min(first) > 0
+    assert f"first look at every example {first[0]:,} {first[1]:,} " in text
+    assert "charged to no example −9 −6 " in text
+    assert f"together {e.robust_accuracy:.1%} {e.forward_total:,} {e.backward_total:,} 1.5" in text
+
+
 def test_the_numbers_by_class_are_those_of_the_rows() -> None:
     e = digits()
     text = checked(page.render(e)).text

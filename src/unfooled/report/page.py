@@ -190,12 +190,20 @@ def _bounds(e: Evaluation) -> tuple[float, float]:
 def _attacks(e: Evaluation) -> dict[str, Any]:
     ran = [row for row in e.attacks if not row.skipped]
     forward, backward = sum(r.forward for r in ran), sum(r.backward for r in ran)
+    nobody = [_pair(e.settings.get(name)) for name in ("padding", "overrun")]  # rows sent that belong to no example
+    spare = nobody[0][0] + nobody[1][0], nobody[0][1] + nobody[1][1]
     return {
         "rows": e.attacks,
         "papers": any(row.paper for row in e.attacks),
-        "other_forward": e.forward_total - forward,
-        "other_backward": e.backward_total - backward,
+        "other_forward": e.forward_total + spare[0] - forward,
+        "other_backward": e.backward_total + spare[1] - backward,
+        "spare_forward": spare[0],
+        "spare_backward": spare[1],
     }
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) and len(value) == 2 else (0, 0)
 
 
 def _classes(e: Evaluation) -> dict[str, Any]:
