@@ -211,7 +211,7 @@ def _classes(e: Evaluation) -> dict[str, Any]:
     total: Counter[int] = Counter(c for c, k in zip(labels, counted, strict=True) if k)
     clean: Counter[int] = Counter(c for c, o in zip(labels, e.outcome, strict=True) if o is not Status.MISCLASSIFIED)
     robust: Counter[int] = Counter(c for c, r in zip(labels, e.robust.tolist(), strict=True) if r)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": e.name(c), "n": k, "clean": clean[c] / k, "robust": robust[c] / k} for c, k in sorted(total.items())
     ]
     many = len(rows) > CLASSES
@@ -287,7 +287,8 @@ def worst(e: Evaluation, count: int = GALLERY) -> list[int]:
 
     ranked = sorted(fooled, key=wrongness)
     seen: Counter[int] = Counter()
-    first, later = [], []
+    first: list[int] = []
+    later: list[int] = []
     for i in ranked:
         seen[int(e.y[i])] += 1
         (first if seen[int(e.y[i])] <= 2 else later).append(i)
