@@ -43,16 +43,13 @@ SUITES: dict[str, Suite] = {
             "As strong as AutoAttack's standard set at a fraction of its passes.",
             (
                 pgd(steps=25, schedule="cosine"),
-                pgd_targeted(steps=12, targets=9, step_size=4.0, schedule="cosine"),
-                apgd(steps=25, loss="margin", start="warm"),
+                pgd_targeted(steps=7, targets=9, step_size=2.0, loss="margin", schedule="cosine"),
+                pgd_targeted(steps=7, targets=9, step_size=2.0, loss="dlr", schedule="cosine"),
+                apgd(steps=30, loss="margin", start="warm"),
                 square(queries=300),
-                apgd(steps=25, start="warm"),
+                apgd(steps=15, start="warm"),
             ),
-            (
-                square(queries=2500),
-                apgd(steps=25, start="warm"),
-                apgd(steps=25, loss="dlr", start="warm"),
-            ),
+            (square(queries=2500), apgd(steps=20, start="warm")),
         ),
         Suite(
             "autoattack",

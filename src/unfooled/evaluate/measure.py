@@ -286,7 +286,7 @@ def _joined(runs: list[Run]) -> Run:
         name: sum(getattr(r, name) for r in runs) for name in ("padding", "overrun", "vanished", "seconds")
     }
     notes = list(dict.fromkeys(note for r in runs for note in r.notes))
-    table = list(max((r.attacks for r in runs), key=lambda rows: len(rows)))
+    table = list(next(r.attacks for r in runs if len(r.attacks) == max(len(q.attacks) for q in runs)))
     left = sum(s is not Status.MISCLASSIFIED for s in joined["status"])
     for at, row in enumerate(table):
         parts = [r.attacks[at] for r in runs if at < len(r.attacks)]
