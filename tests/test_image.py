@@ -325,11 +325,12 @@ def test_an_index_and_a_file_give_the_same_picture(tmp_path: Path) -> None:
         ({"image": torch.zeros(3, 8, 8), "to": "cat"}, "have no names"),
     ],
 )
-def test_bad_input_is_one_sentence(given: dict[str, object], said: str) -> None:
+def test_bad_input_is_one_sentence_and_makes_no_folder(tmp_path: Path, given: dict[str, object], said: str) -> None:
     x, w = linear_case()
     data = Data(torch.stack([x, x]), torch.tensor([0, 1]), name="two") if given.pop("data", None) else None
     with pytest.raises(InputError, match=said):
-        attack_image(given.pop("image"), Linear(w, 1e3), data=data, threat=linf(0.1), **given)
+        attack_image(given.pop("image"), Linear(w, 1e3), data=data, threat=linf(0.1), out=tmp_path / "run", **given)
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_output_folder_that_exists_is_not_touched(tmp_path: Path) -> None:

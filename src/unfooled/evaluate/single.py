@@ -146,20 +146,22 @@ def attack_image(
     for inputs that are no pictures.
     """
     target = as_target(target)
+    if out is not None:
+        record.check_free(Path(out))
     x, source, truth = _load(image, target, data, shape)
-    if out is None:
-        with TemporaryDirectory() as folder:
-            single = _attack(x, target, to, threat, attack, steps, seed, Path(folder))
-            single = replace(single, source=source, truth=truth, files=[])
-    else:
-        folder_made = record.new_run(Path(out))
-        files.write_png(folder_made / "original.png", x, target.bounds)
-        single = _attack(x, target, to, threat, attack, steps, seed, folder_made)
-        single = replace(single, source=source, truth=truth, files=["original.png", *single.files])
+    original = _looks(x[None], target)[0]
+    wanted = None if to is None else resolve_class(to, target.classes, len(original.confidences))
+    if wanted == original.label:
+        raise InputError(f"The target says {original.name} for this image already; give another class to turn it into.")
+    with TemporaryDirectory() as folder:
+        made = Path(folder) if out is None else record.new_run(Path(out))
+        files.write_png(made / "original.png", x, target.bounds)
+        single = _attack(x, target, original, wanted, threat, attack, steps, seed, made)
+    single = replace(single, source=source, truth=truth, files=["original.png", *single.files] if out else [])
     if truth and truth != single.original.name:
         single.notes.append(f"The label says {truth}, the target says {single.original.name} before any attack.")
     if out is not None:
-        record.write_json(folder_made / "attack.json", single.summary())
+        record.write_json(made / "attack.json", single.summary())
     return single
 
 
@@ -278,7 +280,8 @@ def _name(target: Target, label: int) -> str:
 def _attack(
     x: Tensor,
     target: Target,
-    to: int | str | None,
+    original: Look,
+    wanted: int | None,
     threat: Ball | None,
     attack: Attack[Any] | None,
     steps: int,
@@ -286,10 +289,6 @@ def _attack(
     out: Path,
 ) -> Single:
     began = time.monotonic()
-    original = _looks(x[None], target)[0]
-    wanted = None if to is None else resolve_class(to, target.classes, len(original.confidences))
-    if wanted == original.label:
-        raise InputError(f"The target says {original.name} for this image already; give another class to turn it into.")
     watched = _Watched(target.module, original.label if wanted is None else wanted, 1.0 if wanted is None else -1.0)
     spied = Target(watched, bounds=target.bounds, mean=_listed(target.mean), std=_listed(target.std), name=target.name,
                    classes=target.classes, access=target.access)  # fmt: skip
