@@ -54,7 +54,7 @@ CASES: dict[str, Case] = {
         published.cifar_resnet20, lambda: published.images("cifar10", slice(100)),
     ),
     "mobilenet_v2": Case(
-        "MobileNetV2", "ImageNet sample", "0.25/255", 0.25 / 255,
+        "MobileNetV2", "ImageNet sample", "0.15/255", 0.15 / 255,
         published.mobilenet_v2, _imagenet_with_background, batch_size=16,
     ),
 }  # fmt: skip

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import unfooled as uf
 from benchmarks import published, results
+from unfooled.targets import ZOO
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Load:
 
 LOADS: dict[str, Load] = {
     "cifar_resnet20": Load("ResNet-20, CIFAR-10", published.cifar_resnet20, "cifar10", 64, 40, 1.05),
-    "mnist_fastadv": Load("CNN 16-32-100, MNIST", published.mnist_fastadv, "mnist", 256, 40, 1.10),
+    "mnist-cnn": Load("mnist-cnn", ZOO["mnist-cnn"].build, "mnist", 256, 40, 1.10),
+    "digits-cnn": Load("digits-cnn", ZOO["digits-cnn"].build, "digits", 256, 40, 1.10),
 }
 
 
