@@ -84,6 +84,8 @@ class Engine:
         self.vanished = 0
         self.classes = 0
         self.notes: list[str] = []
+        self.lazy = self.device.type != "cpu"  # a look at the rows' flags costs a synchronisation
+        self._since_look = 0
         self._begun = self._told = time.monotonic()
 
     def look(self, relabel: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
@@ -119,13 +121,14 @@ class Engine:
 
     def run(self, attack: Attack[Any], todo: np.ndarray) -> int:
         """Attack the examples `todo`; return how many were attempted."""
+        todo = todo[~self._short(todo, attack.queries_per_step + 2)]  # a step, the last look and the re-check
         jobs = deque((int(i), 0) for i in todo)
         self.pool.lead[todo] = -torch.inf  # the best points of the attack before stay as this one's warm starts
         slots: _Slots | None = None
         self._done = 0
         while True:
             if self.deadline is not None and time.monotonic() > self.deadline:
-                self._abandon(jobs, slots)
+                self._abandon(attack, jobs, slots)
                 break
             try:
                 slots = self._fill(attack, slots, jobs)
@@ -158,72 +161,85 @@ class Engine:
         slots.key = torch.where(better, key, slots.key)
         if slots.scores is not None and trial.answer.scores is not None:
             slots.scores = _rows.where(better, trial.answer.scores.float(), slots.scores)
-        spent = slots.t >= attack.steps
-        if self.queries is not None:
-            spent |= self.pool.forward[slots.example] + attack.queries_per_step + 2 > self.queries
         if self.threat.bounded:
             fresh = (lead > 0) & ~slots.found
             slots.found = slots.found | fresh
             slots.found_t = torch.where(fresh, torch.as_tensor(slots.t, device=self.device), slots.found_t)
-        if spent[slots.live].any() or self._time_to_look(slots):
-            found = slots.found.cpu().numpy()
-            if ((found | spent) & slots.live).any():
-                return self._retire(attack, slots, found & slots.live, spent & slots.live & ~found, jobs)
+        self._since_look += 1
+        spent = self._spent(attack, slots)
+        if spent.any() or (self.threat.bounded and self._since_look >= (_CHECK_EVERY if self.lazy else 1)):
+            self._since_look = 0
+            found = slots.found.cpu().numpy() & slots.live
+            if (found | spent).any():
+                self._retire(attack, slots, found, jobs)
         return slots
 
-    def _time_to_look(self, slots: _Slots) -> bool:
-        return self.threat.bounded and (self.device.type == "cpu" or int(slots.t.max()) % _CHECK_EVERY == 0)
+    def _spent(self, attack: Attack[Any], slots: _Slots) -> np.ndarray:
+        """Which live rows have no step left, by the attack's steps or the query budget, bool [w]."""
+        out = (slots.t >= attack.steps) | self._short(slots.example, attack.queries_per_step + 2)
+        spent: np.ndarray = slots.live & out
+        return spent
+
+    def _short(self, example: np.ndarray, rows: int) -> np.ndarray:
+        """Which examples may not send so many more rows, bool [m]."""
+        short: np.ndarray = self.pool.forward[example] + rows > (np.inf if self.queries is None else self.queries)
+        return short
 
     def _closeness(self, x: Batch, x0: Batch, lead: Tensor) -> Tensor:
         near = -self.threat.distance(x, x0)
         return torch.where(lead > 0, near.to(lead.dtype), -torch.inf)
 
-    def _retire(
-        self, attack: Attack[Any], slots: _Slots, found: np.ndarray, spent: np.ndarray, jobs: deque[tuple[int, int]]
-    ) -> _Slots:
-        """Look at last iterates, re-check what was found, and let rows leave, or go on with their next restart."""
+    def _retire(self, attack: Attack[Any], slots: _Slots, found: np.ndarray, jobs: deque[tuple[int, int]]) -> None:
+        """Re-check what was found, look at last iterates, and let rows leave, or go on with their next restart."""
         self._refund_overrun(slots, found)
-        last = attack.last(slots.p, slots.s)
-        index = np.flatnonzero(spent)
-        if last is not None and len(index):
-            x, at = _rows.take(last, index), slots.p.take(index)
-            answer = self._look(x)
-            self.pool.forward[slots.example[index]] += 1
-            lead = advantage(answer, at.y, at.to)
-            lead = torch.where(self.threat.contains(self.threat.settle(x, at.x0), at.x0), lead, -torch.inf)
-            key = lead if self.threat.bounded else self._closeness(x, at.x0, lead)
-            better = np.flatnonzero((key > slots.key[torch.as_tensor(index, device=self.device)]).cpu().numpy())
-            slots.best = _rows.put(slots.best, index[better], _rows.take(x, better))
-            slots.key = _rows.put(slots.key, index[better], _rows.take(key, better))
-            if slots.scores is not None and answer.scores is not None:
-                slots.scores = _rows.put(slots.scores, index[better], _rows.take(answer.scores, better))
-        won = slots.key > (0 if self.threat.bounded else -torch.inf)
-        index = np.flatnonzero((found | spent) & won.cpu().numpy())
-        broken = np.zeros_like(slots.live)
-        if len(index):
-            broken[index] = self._recheck(attack, slots, index)
-            refused = index[~broken[index]]
-            if len(refused):
-                self.vanished += len(refused)
-                worst = torch.full_like(slots.key[: len(refused)], 0.0 if self.threat.bounded else -torch.inf)
-                slots.key = _rows.put(slots.key, refused, worst)
-                slots.found = _rows.put(slots.found, refused, torch.zeros_like(worst, dtype=torch.bool))
+        broken = self._confirm(attack, slots, found)
+        spent = self._spent(attack, slots) & ~broken
+        self._look_at_last(attack, slots, spent & ~self._short(slots.example, 2))
+        broken |= self._confirm(attack, slots, spent & ~self._short(slots.example, 1))
         over = np.flatnonzero(spent & ~broken if self.threat.bounded else spent)
         if len(over) and self.threat.bounded:
             best = slots.take(over)
             self.pool.keep(best.example, best.best, best.key, best.scores)
         restarts = slots.p.restart.cpu().numpy()
+        short = self._short(slots.example, attack.queries_per_step + 2)
         for i in over[::-1]:
-            if restarts[i] + 1 < attack.restarts(self.classes) and not self._poor(attack, int(slots.example[i])):
+            if restarts[i] + 1 < attack.restarts(self.classes) and not short[i]:
                 jobs.appendleft((int(slots.example[i]), int(restarts[i]) + 1))
             else:
                 self._done += 1
         self._done += int(broken.sum()) if self.threat.bounded else 0
         slots.live[broken | spent] = False
-        return slots
 
-    def _poor(self, attack: Attack[Any], example: int) -> bool:
-        return self.queries is not None and self.pool.forward[example] + attack.queries_per_step + 2 > self.queries
+    def _look_at_last(self, attack: Attack[Any], slots: _Slots, rows: np.ndarray) -> None:
+        """Ask for the iterates that the last step made, of the rows bool [w], and keep them where they are better."""
+        index, last = np.flatnonzero(rows), attack.last(slots.p, slots.s)
+        if last is None or not len(index):
+            return
+        x, at = _rows.take(last, index), slots.p.take(index)
+        answer = self._look(x)
+        self.pool.forward[slots.example[index]] += 1
+        lead = advantage(answer, at.y, at.to)
+        lead = torch.where(self.threat.contains(self.threat.settle(x, at.x0), at.x0), lead, -torch.inf)
+        key = lead if self.threat.bounded else self._closeness(x, at.x0, lead)
+        better = np.flatnonzero((key > slots.key[torch.as_tensor(index, device=self.device)]).cpu().numpy())
+        slots.best = _rows.put(slots.best, index[better], _rows.take(x, better))
+        slots.key = _rows.put(slots.key, index[better], _rows.take(key, better))
+        if slots.scores is not None and answer.scores is not None:
+            slots.scores = _rows.put(slots.scores, index[better], _rows.take(answer.scores, better))
+
+    def _confirm(self, attack: Attack[Any], slots: _Slots, rows: np.ndarray) -> np.ndarray:
+        """Re-check the successes among the rows bool [w]; return which are broken, bool [w]. The others go on."""
+        won = slots.key > (0 if self.threat.bounded else -torch.inf)
+        index = np.flatnonzero(rows & won.cpu().numpy())
+        broken = np.zeros_like(slots.live)
+        if len(index):
+            broken[index] = self._recheck(attack, slots, index)
+            refused = index[~broken[index]]
+            self.vanished += len(refused)
+            worst = torch.full_like(slots.key[: len(refused)], 0.0 if self.threat.bounded else -torch.inf)
+            slots.key = _rows.put(slots.key, refused, worst)
+            slots.found = _rows.put(slots.found, refused, torch.zeros_like(worst, dtype=torch.bool))
+        return broken
 
     def _recheck(self, attack: Attack[Any], slots: _Slots, index: np.ndarray) -> np.ndarray:
         """Ask again for the stored points of the rows `index`; write the confirmed ones to the pool, return which."""
@@ -268,8 +284,8 @@ class Engine:
             if not jobs:
                 return None
             count = min(len(jobs), self.width)
-            fresh = self._fresh(attack, [jobs.popleft() for _ in range(count)])
-            width = count if self.device.type == "cpu" else _rung(count, self.width, self.device)
+            fresh = self._fresh(attack, jobs, count)
+            width = _rung(count, self.width) if self.lazy else count
             if width > count:
                 fresh = fresh.take(np.arange(width) % count)
                 fresh.live[count:] = False
@@ -277,19 +293,21 @@ class Engine:
         free = np.flatnonzero(~slots.live)
         if jobs and len(free):
             index = free[: len(jobs)]
-            slots = slots.put(index, self._fresh(attack, [jobs.popleft() for _ in index]))
+            slots = slots.put(index, self._fresh(attack, jobs, len(index)))
             free = free[len(index) :]
         if not slots.live.any():
             return None
-        width = _rung(int(slots.live.sum()), len(slots.live), self.device)
+        live, now = int(slots.live.sum()), len(slots.live)
+        width = _rung(live, now) if self.lazy else live if live <= 0.875 * now else now
         if len(free) and width < len(slots.live):
             order = np.argsort(~slots.live, kind="stable")[:width]  # the live ones first, in their order
             return slots.take(order)
         return slots
 
-    def _fresh(self, attack: Attack[Any], jobs: list[tuple[int, int]]) -> _Slots:
-        pool = self.pool
-        example, restart = np.array([j[0] for j in jobs]), np.array([j[1] for j in jobs])
+    def _fresh(self, attack: Attack[Any], jobs: deque[tuple[int, int]], count: int) -> _Slots:
+        """Make rows of the next jobs; they leave the queue once nothing can fail any more."""
+        pool, n = self.pool, range(count)
+        example, restart = np.array([jobs[i][0] for i in n]), np.array([jobs[i][1] for i in n])
         keys = torch.from_numpy(row_keys(self.seed, pool.ids[example], attack.key(), restart)).to(self.device)
         best = self._here(_rows.take(pool.best, example))
         scores = None if pool.scores is None else pool.scores[example].to(self.device)
@@ -308,18 +326,21 @@ class Engine:
             surrogates=self.surrogates,
         )
         lead = pool.lead[example].to(self.device, self.dtype)
-        return _Slots(
+        fresh = _Slots(
             p=problem,
             s=attack.init(problem),
             example=example,
-            live=np.ones(len(jobs), dtype=bool),
-            t=np.zeros(len(jobs), dtype=np.int64),
+            live=np.ones(count, dtype=bool),
+            t=np.zeros(count, dtype=np.int64),
             best=best,
             key=lead if self.threat.bounded else torch.full_like(lead, -torch.inf),
             scores=scores,
-            found=torch.zeros(len(jobs), dtype=torch.bool, device=self.device),
-            found_t=torch.zeros(len(jobs), dtype=torch.int64, device=self.device),
+            found=torch.zeros(count, dtype=torch.bool, device=self.device),
+            found_t=torch.zeros(count, dtype=torch.int64, device=self.device),
         )
+        for _ in n:
+            jobs.popleft()
+        return fresh
 
     def _here(self, x: Batch) -> Batch:
         return x.to(self.device, self.dtype) if isinstance(x, Tensor) else x
@@ -339,6 +360,7 @@ class Engine:
                 shrunk = False
                 at += self.width
             if shrunk:
+                self.width = min(self.width, len(x) - at)
                 self._halve(None, deque())
         scores = [a.scores for a in parts if a.scores is not None]
         return Answer(torch.cat(scores) if scores else None, torch.cat([a.label for a in parts]))
@@ -347,7 +369,11 @@ class Engine:
     def _charged(self, slots: _Slots) -> Iterator[None]:
         """Share what passes the door among the live rows; empty slots are padding."""
         before = np.array([self.oracle.forward, self.oracle.backward])
-        yield
+        try:
+            yield
+        except BaseException:  # what went through before it failed, went through for nobody
+            self.overrun += np.array([self.oracle.forward, self.oracle.backward]) - before
+            raise
         each = (np.array([self.oracle.forward, self.oracle.backward]) - before) // len(slots.live)
         self._each = each
         at = slots.example[slots.live]
@@ -356,7 +382,7 @@ class Engine:
         self.padding += each * int((~slots.live).sum())
 
     def _refund_overrun(self, slots: _Slots, found: np.ndarray) -> None:
-        if self.device.type == "cpu" or not found.any():
+        if not self.lazy or not found.any():
             return
         late = (slots.t - slots.found_t.cpu().numpy())[found]
         self.pool.forward[slots.example[found]] -= late * self._each[0]
@@ -366,6 +392,8 @@ class Engine:
 
     def _halve(self, slots: _Slots | None, jobs: deque[tuple[int, int]]) -> _Slots | None:
         """Go on with half the slots; the rows that lose theirs start again later with the same luck."""
+        if slots is not None:
+            self.width = min(self.width, len(slots.live))
         if self.width == 1:
             raise TargetError(
                 "Out of memory with a single input in the batch; use a smaller target or a device with more memory."
@@ -374,18 +402,20 @@ class Engine:
         self.notes.append(f"Out of memory; continued with {self.width} slots. Results are unaffected.")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if slots is None or len(slots.live) <= self.width:
-            return slots
+        if slots is None:
+            return None
         restarts = slots.p.restart.cpu().numpy()
         for i in np.flatnonzero(slots.live)[::-1]:
             if i >= self.width:
                 jobs.appendleft((int(slots.example[i]), int(restarts[i])))
         return slots.take(np.arange(self.width))
 
-    def _abandon(self, jobs: deque[tuple[int, int]], slots: _Slots | None) -> None:
+    def _abandon(self, attack: Attack[Any], jobs: deque[tuple[int, int]], slots: _Slots | None) -> None:
         self.pool.unrun[[i for i, _ in jobs]] = True
         if slots is not None:
             self.pool.unrun[slots.example[slots.live]] = True
+            self._refund_overrun(slots, slots.found.cpu().numpy() & slots.live)
+            self._confirm(attack, slots, slots.live & ~self._short(slots.example, 1))
 
     def _tell(self, attack: Attack[Any], total: int, *, force: bool = False) -> None:
         now = time.monotonic()
@@ -436,10 +466,8 @@ def last_iterate(
     return end.detach()
 
 
-def _rung(live: int, width: int, device: torch.device) -> int:
-    """The width for `live` rows out of `width`: powers of two where shapes are compiled, exact on a CPU."""
-    if device.type == "cpu":
-        return live if live <= 0.875 * width else width
+def _rung(live: int, width: int) -> int:
+    """The power of two that holds `live` rows, `width` at most."""
     return min(width, 1 << (live - 1).bit_length())
 
 
