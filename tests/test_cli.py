@@ -492,9 +492,10 @@ def test_attack_refuses(refused: Refused, tmp_path: Path, model: str) -> None:
     from PIL import Image
 
     Image.new("L", (28, 28), 100).save(tmp_path / "digits-cnn.png")
-    for i, (said, words) in enumerate(cases):
+    for said, words in cases:
         given = [str(tmp_path / w) if w.endswith("cnn.png") else w for w in words]
-        assert said in refused("attack", *given, "--out", tmp_path / f"out{i}"), words
+        assert said in refused("attack", *given, "--out", tmp_path / "out"), words
+        assert not (tmp_path / "out").exists(), words
 
 
 @pytest.mark.parametrize("what", ["attacks", "suites", "targets", "data"])
