@@ -14,7 +14,8 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     p, z2 = successes / n, z * z
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = z / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    low, high = centre - half, centre + half  # rounding errors must not move the ends of the range
+    return 0.0 if successes == 0 else max(0.0, low), 1.0 if successes == n else min(1.0, high)
 
 
 def _erfinv(p: float) -> float:

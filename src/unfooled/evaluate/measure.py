@@ -115,7 +115,7 @@ def evaluate(
 
     runs = _budgeted(attack, len(images), width, budget, begun, notes) if budget else [attack(slice(None))]
     whole = _joined(runs)
-    if all(r.skipped for r in whole.attacks):
+    if whole.attacks and all(r.skipped for r in whole.attacks):
         raise InputError(
             f"No attack of {chosen.name} applies to {ball!r}: {whole.attacks[0].name} {whole.attacks[0].skipped}."
         )
