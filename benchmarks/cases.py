@@ -47,7 +47,7 @@ CASES: dict[str, Case] = {
     ),
     "mnist_fastadv": Case(
         "fast adversarial CNN", "MNIST", "0.3", 0.3,
-        published.mnist_fastadv, lambda: published.images("mnist", slice(1000)),
+        published.mnist_fastadv, lambda: published.images("mnist", slice(500)),
     ),
     "cifar_resnet20": Case(
         "ResNet-20", "CIFAR-10", "1/255", 1 / 255,
