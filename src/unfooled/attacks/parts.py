@@ -236,7 +236,7 @@ class Plateau(Constant):
             last=value,
             ups=s.ups + ((value > s.last) & (t > 0)),
         )
-        interval = torch.as_tensor(_checkpoints(steps), device=t.device)[t.clamp(max=steps)]
+        interval = _checkpoints(steps, t.device)[t.clamp(max=steps)]
         due = interval > 0
         stuck = s.ups <= self.rho * interval
         flat = ~s.reduced & (s.best_then >= s.best)
@@ -252,7 +252,7 @@ class Plateau(Constant):
 
 
 @lru_cache
-def _checkpoints(steps: int) -> Tensor:
+def _checkpoints(steps: int, device: torch.device) -> Tensor:
     """At step t the number of steps since the last checkpoint when t is one, else 0, [steps + 1]."""
     gap, least, shrink = (max(int(f * steps), 1) for f in (0.22, 0.06, 0.03))
     marks, t = torch.zeros(steps + 1), 0
@@ -260,7 +260,7 @@ def _checkpoints(steps: int) -> Tensor:
         t += gap
         marks[t] = gap
         gap = max(gap - shrink, least)
-    return marks
+    return marks.to(device)
 
 
 @dataclass

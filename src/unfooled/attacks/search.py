@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from .._rows import Batch, column, where
+from .._rows import Batch, where
 from ..core.access import Access
 from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
@@ -49,6 +49,8 @@ class Square(Attack[SquareState]):
         """Refuse settings that make no attack."""
         if self.queries < 1 or not 0 < self.p_init <= 1:
             raise InputError(f"square needs queries >= 1 and 0 < p_init <= 1, not {self.queries} and {self.p_init}.")
+        if self.start not in ("stripes", "warm"):
+            raise InputError(f"There is no start {self.start!r} for square; use stripes or warm.")
 
     @property
     def steps(self) -> int:
@@ -64,15 +66,20 @@ class Square(Attack[SquareState]):
         return "" if threat.bounded else "needs a finite eps"
 
     def init(self, p: Problem) -> SquareState:
-        """Start fresh rows at the original."""
+        """Start fresh rows at stripes (Linf) or bumps (L2), which the first step looks at, or at the warm point."""
         assert isinstance(p.x0, Tensor) and isinstance(p.threat, Ball) and isinstance(p.warm, Tensor)
         t, low, high = torch.zeros_like(p.y), p.x0, p.x0
         if p.threat.norm.name == "linf":
             low, high = (p.threat.project(p.x0 + d, p.x0) for d in (-p.threat.eps, p.threat.eps))
+            _, c, _, w = (image := _image(low)).shape
+            up = p.noise.signs(0, (c, 1, w), salt=1) > 0
+            x = torch.where(up, _image(high), image).view_as(p.x0)
+        else:
+            x = p.threat.project(p.x0 + _tiles(p).view_as(p.x0), p.x0)
         if self.start == "warm" and p.scores is not None:
             lead = advantage(Answer(p.scores, p.y), p.y, p.to).to(p.x0.dtype)
             return SquareState(t + 1, p.threat.project(p.warm, p.x0), lead, low, high)
-        return SquareState(t, p.x0, torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], -torch.inf), low, high)
+        return SquareState(t, x, torch.full_like(p.y, -torch.inf, dtype=p.x0.dtype), low, high)
 
     def step(self, p: Problem, s: SquareState) -> tuple[SquareState, Trial]:
         """Propose, ask, keep where better."""
@@ -80,7 +87,8 @@ class Square(Attack[SquareState]):
         if p.threat.norm.name == "linf":
             x = self._linf(p, s)
         else:
-            x = p.threat.project(p.x0 + self._l2(p, _image(s.x - p.x0), s.t).view_as(p.x0), p.x0)
+            moved = p.threat.project(p.x0 + self._l2(p, _image(s.x - p.x0), s.t).view_as(p.x0), p.x0)
+            x = where(s.t > 0, moved, s.x)
         answer = p.oracle.scores(x)
         lead = advantage(answer, p.y, p.to).to(s.lead.dtype)
         better = lead > s.lead
@@ -96,17 +104,13 @@ class Square(Attack[SquareState]):
         return (self.p_init / divisor * pixels).sqrt().round().long().clamp(min=least)
 
     def _linf(self, p: Problem, s: SquareState) -> Tensor:
-        """Stripes of one pixel's width at first; then one square of +-eps per channel."""
+        """One square of +-eps per channel; at the first step none."""
         low, high, x = _image(s.low), _image(s.high), _image(s.x)
         _, c, h, w = x.shape
         height, width, top, left = self._window(p, s.t, h, w, 1)
         rows, columns = _mask(h, top, height), _mask(w, left, width)
         up = p.noise.signs(s.t, (c, 1, 1), salt=2) > 0
-        first = s.t == 0
-        if bool(first.any()):  # stripes: the whole image is the window, and every column has its own sign
-            rows, columns = rows | first.view(-1, 1), columns | first.view(-1, 1)
-            stripes = p.noise.signs(0, (c, 1, w), salt=1) > 0
-            up = torch.where(first.view(-1, 1, 1, 1), stripes, up)
+        rows &= (s.t > 0).view(-1, 1)
         inside = rows.view(-1, 1, h, 1) & columns.view(-1, 1, 1, w)
         return torch.where(inside & up, high, torch.where(inside, low, x)).view_as(s.x)
 
@@ -123,15 +127,10 @@ class Square(Attack[SquareState]):
         return height, width, p.noise.integers(t, h - height + 1, salt), p.noise.integers(t, w - width + 1, salt + 1)
 
     def _l2(self, p: Problem, delta: Tensor, t: Tensor) -> Tensor:
-        """Tiles of bumps at first; then the mass of one window moves into a bump in another one."""
+        """The mass of one window moves into a bump in another one."""
         assert isinstance(p.threat, Ball)
         b, c, h, w = delta.shape
         eps = p.threat.eps
-        side = max(min(h, w) // 5, 1)
-        tiles = _bumps(side, side, delta.dtype).to(delta.device).repeat(1, -(-h // side), -(-w // side))[0, :h, :w]
-        signs = p.noise.signs(0, (c, -(-h // side), -(-w // side)), salt=1, dtype=delta.dtype)
-        first = tiles * signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :h, :w]
-
         least = min(3, h, w) if min(h, w) > 1 else 1
         height, width, top, left = self._window(p, t, h, w, least)
         top2, left2 = p.noise.integers(t, h - height + 1, 5), p.noise.integers(t, w - width + 1, 6)
@@ -146,8 +145,20 @@ class Square(Attack[SquareState]):
         new = torch.where(here, new, 0.0)
         new = new / _length(new, (2, 3)).clamp(min=1e-10) * (spare + moved).sqrt()
         later = torch.where(here, new, torch.where(there, 0.0, delta))
-        full = torch.where(column(t == 0, delta), first, later)
-        return full / _length(full, (1, 2, 3)).clamp(min=1e-10) * eps
+        return later / _length(later, (1, 2, 3)).clamp(min=1e-10) * eps
+
+
+def _tiles(p: Problem) -> Tensor:
+    """Bumps of random signs all over the image, of length eps, [b, c, h, w]."""
+    assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+    image = _image(p.x0)
+    _, c, h, w = image.shape
+    side = max(min(h, w) // 5, 1)
+    down, across = -(-h // side), -(-w // side)
+    tiles = _bumps(side, side, image.dtype).to(image.device).repeat(1, down, across)[0, :h, :w]
+    signs = p.noise.signs(0, (c, down, across), salt=1, dtype=image.dtype)
+    full = tiles * signs.repeat_interleave(side, 2).repeat_interleave(side, 3)[:, :, :h, :w]
+    return full / _length(full, (1, 2, 3)).clamp(min=1e-10) * p.threat.eps
 
 
 def _image(d: Tensor) -> Tensor:

@@ -125,9 +125,9 @@ def evaluate(
         deadline = begun + budget if budget else None
         points = _curve(model, images, whole, ball, seed, batch_size, deadline, order, access)
     return Evaluation(
-        x=images.x,
+        x=images.x.cpu(),
         y=whole.y,
-        x_adv=whole.x_adv,
+        x_adv=whole.x_adv.cpu(),
         clean=torch.tensor([s not in (Status.MISCLASSIFIED, Status.INVALID) for s in whole.status]),
         robust=torch.tensor([s in (Status.SURVIVED, Status.NOT_RUN, Status.SKIPPED) for s in whole.status]),
         outcome=whole.status,
