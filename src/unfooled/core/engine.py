@@ -113,11 +113,12 @@ class Engine:
             pool.confidence = pool.confidence_clean.clone()
             pool.status[~pool.scores.isfinite().all(1).numpy()] = Status.INVALID
         pool.to = self.goal.wanted(pool.y, pool.scores)
-        pool.lead = advantage(Answer(pool.scores, pool.label), pool.y, pool.to).float()
+        seen = None if answer.scores is None else answer.scores.cpu()
+        pool.lead = advantage(Answer(seen, pool.label), pool.y, pool.to).float()
         pool.margin = -pool.lead.clone()
-        pool.status[(pool.lead >= 0).numpy() & (pool.status == Status.SURVIVED)] = Status.MISCLASSIFIED
         if pool.to is not None:
-            pool.status[(pool.to == pool.y).numpy()] = Status.SKIPPED
+            pool.status[(pool.to == pool.y).numpy() & (pool.status == Status.SURVIVED)] = Status.SKIPPED
+        pool.status[(pool.label != pool.y).numpy() & (pool.status != Status.INVALID)] = Status.MISCLASSIFIED
 
     def run(self, attack: Attack[Any], todo: np.ndarray) -> int:
         """Attack the examples `todo`; return how many were attempted."""

@@ -124,15 +124,17 @@ def run(
         oracle.need(recipes[0].access, repr(recipes[0]))
     n = len(x)
     names = example_ids(x) if ids is None else np.asarray(ids, dtype=np.int64)
+    if queries is not None and queries < 1:
+        raise InputError(f"queries must be at least 1 (the first look at each example is one), not {queries}.")
     if names.shape != (n,):
         raise InputError(f"ids has shape {names.shape}; expected ({n},).")
     if batch_size != "auto" and (not isinstance(batch_size, int) or batch_size < 1):
         raise InputError(f"batch_size must be 'auto' or at least 1, not {batch_size!r}.")
     width = auto_width(x, target.device) if isinstance(batch_size, str) else int(batch_size)
-    pool = Pool.of(x, y, names, target.work_dtype)
     rows: list[AttackRow] = []
     interrupted = False
-    with untouched(target):
+    with torch.inference_mode(False), untouched(target):
+        pool = Pool.of(x, y, names, target.work_dtype)
         engine = Engine(
             pool,
             oracle,
@@ -148,10 +150,10 @@ def run(
         try:
             engine.look(relabel)
             for attack in recipes:
-                rows.append(_attack(engine, attack, alone=len(recipes) == 1))
+                _attack(engine, attack, rows, alone=len(recipes) == 1)
             masked = not more or _masked(recipes, rows, n)
             for attack in more:
-                rows.append(_attack(engine, attack, reason="" if masked else "gradients left nothing to the others"))
+                _attack(engine, attack, rows, reason="" if masked else "gradients left nothing to the others")
         except KeyboardInterrupt:
             if not salvage:
                 raise
@@ -198,7 +200,10 @@ def _masked(recipes: Sequence[Attack[Any]], rows: Sequence[AttackRow], n: int) -
     return sum(row.broken for row, yes in zip(rows, after, strict=True) if yes) > 0.002 * n
 
 
-def _attack(engine: Engine, attack: Attack[Any], *, alone: bool = False, reason: str = "") -> AttackRow:
+def _attack(
+    engine: Engine, attack: Attack[Any], rows: list[AttackRow], *, alone: bool = False, reason: str = ""
+) -> None:
+    """Run one attack of the cascade and add its line to the table, also when it is interrupted."""
     pool, start = engine.pool, time.monotonic()
     forward, backward = engine.oracle.forward, engine.oracle.backward
     todo = np.flatnonzero(pool.status == Status.SURVIVED)
@@ -211,19 +216,24 @@ def _attack(engine: Engine, attack: Attack[Any], *, alone: bool = False, reason:
     reason = reason or attack.unfit(pool.x, engine.threat, engine.classes)
     if reason and alone:
         raise InputError(f"{attack!r} does not apply: {reason}.")
-    attempted = 0 if reason else engine.run(attack, todo)
-    left = int((pool.status == Status.SURVIVED).sum())
-    return AttackRow(
-        name=repr(attack),
-        paper=_paper(attack),
-        attempted=attempted,
-        broken=before - left,
-        robust_accuracy_after=left / max(1, len(pool.y)),
-        forward=engine.oracle.forward - forward,
-        backward=engine.oracle.backward - backward,
-        seconds=0.0 if reason else time.monotonic() - start,
-        skipped=reason,
-    )
+    attempted = 0 if reason else before
+    try:
+        if not reason:
+            attempted = engine.run(attack, todo)
+    finally:
+        standing = ((pool.status == Status.SURVIVED) | (pool.status == Status.SKIPPED)).sum()
+        row = AttackRow(
+            name=repr(attack),
+            paper=_paper(attack),
+            attempted=attempted,
+            broken=before - int((pool.status == Status.SURVIVED).sum()),
+            robust_accuracy_after=float(standing / max(1, (pool.status != Status.INVALID).sum())),
+            forward=engine.oracle.forward - forward,
+            backward=engine.oracle.backward - backward,
+            seconds=0.0 if reason else time.monotonic() - start,
+            skipped=reason,
+        )
+        rows.append(row)
 
 
 def _paper(attack: Attack[Any]) -> str:
@@ -248,7 +258,7 @@ def _check(x: Batch, y: Tensor, threat: Threat, target: Target) -> None:
             raise InputError(
                 f"Sample {first} contains {int(bad[first])} values that are not finite; leave it out or mend it."
             )
-        lo, hi = float(x.min()), float(x.max())
+        lo, hi = (float(v) for v in x.detach().aminmax())
         if lo < target.bounds[0] - 1e-6 or hi > target.bounds[1] + 1e-6:
             raise InputError(
                 f"Inputs span [{lo:.4g}, {hi:.4g}] but the target's bounds are {list(target.bounds)}; "

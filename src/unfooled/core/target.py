@@ -91,7 +91,7 @@ class Target:
     def scores(self, x: Batch) -> Tensor:
         """Return the scores [b, k] of a batch of inputs; raises TargetError when the output is no such thing."""
         if isinstance(x, Tensor):
-            x = x.to(self.dtype)
+            x = x.to(self.dtype, copy=True)  # modules may write into what they are given
             if self.mean is not None:
                 x = x - self._shaped(self.mean, x)
             if self.std is not None:
