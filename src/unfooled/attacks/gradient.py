@@ -10,7 +10,7 @@ from .._rows import Batch
 from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.threat import Ball, Threat
 from ..errors import InputError
-from .parts import Aim, Constant, Cosine, Inertia, Momentum, Plain, Plateau, Raw, Start, check_loss, climb
+from .parts import Aim, Constant, Cosine, Inertia, Momentum, Plain, Plateau, Raw, Start, check_counts, check_loss, climb
 
 
 @dataclass
@@ -45,8 +45,7 @@ class GradientAttack(Attack[GradientState]):
     def __post_init__(self) -> None:
         """Refuse settings that make no attack."""
         check_loss(self.loss)
-        if self.length < 1 or self.tries < 1:
-            raise InputError(f"steps and restarts must be at least 1, not {self.length} and {self.tries}.")
+        check_counts(steps=self.length, restarts=self.tries)
 
     @property
     def steps(self) -> int:
@@ -79,7 +78,8 @@ class GradientAttack(Attack[GradientState]):
     def step(self, p: Problem, s: GradientState) -> tuple[GradientState, Trial]:
         """Look at x, then move."""
         assert isinstance(p.threat, Ball)
-        answer, value, grad = p.oracle.gradient(s.x, climb(self.loss, p.y, s.wanted, paired=self.paired))
+        paired = self.paired and p.to is None  # a goal asks to beat every class, not the label alone
+        answer, value, grad = p.oracle.gradient(s.x, climb(self.loss, p.y, s.wanted, paired=paired))
         rate = self.rate.under(p.threat)
         memory, x, grad, length = rate.update(p, s.rate, s.t, self.length, s.x, value.to(s.x.dtype), grad)
         move, x = rate.mover(self.move).go(p, s.move, s.t, x, grad, length * p.threat.eps)
@@ -91,16 +91,14 @@ class GradientAttack(Attack[GradientState]):
 
 
 def _classes(targets: int) -> Aim:
-    if targets < 1:
-        raise InputError(f"targets must be at least 1, not {targets}.")
+    check_counts(targets=targets)
     return Aim(targets)
 
 
 def _rate(schedule: str, size: float | None, steps: int) -> Constant:
     if schedule not in ("constant", "cosine"):
         raise InputError(f"There is no schedule {schedule!r}; use constant or cosine.")
-    if size is not None and not size > 0:
-        raise InputError(f"step_size must be larger than 0, not {size}.")
+    check_counts(steps=steps)
     if schedule == "cosine":
         return Cosine(1.0 if size is None else size)
     return Constant(2.5 / steps if size is None else size)
@@ -129,6 +127,7 @@ def bim(steps: int = 10, step_size: float = 0.25, loss: str = "ce") -> GradientA
 @recipe("Dong et al. 2018, arXiv 1710.06081", ("linf", "l2"))
 def mi_fgsm(steps: int = 10, step_size: float | None = None, decay: float = 1.0, loss: str = "ce") -> GradientAttack:
     """MI-FGSM: iterative FGSM with momentum; step_size is 1 / steps by default."""
+    check_counts(steps=steps)
     size = 1 / steps if step_size is None else step_size
     return GradientAttack(
         length=steps, loss=loss, start=Start("clean"), move=Momentum(decay), rate=Constant(size), norms=("linf", "l2")

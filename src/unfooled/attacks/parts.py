@@ -27,8 +27,21 @@ LOSSES = ("ce", "margin", "dlr")
 def check_loss(name: str) -> str:
     """Return `name` when there is such a loss; raises InputError."""
     if name not in LOSSES:
-        raise InputError(f"There is no loss {name!r}; use one of {', '.join(LOSSES)}.{nearest(name, LOSSES)}")
+        raise InputError(f"There is no loss {name!r}; use one of {', '.join(LOSSES)}.{nearest(str(name), LOSSES)}")
     return name
+
+
+def check_counts(**counts: Any) -> None:
+    """Raise InputError for a number of steps, restarts, targets or queries that is no whole number from 1 on."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def check_size(name: str, value: Any, least: float = 0.0) -> None:
+    """Raise InputError for a size that is no finite number above `least`."""
+    if not isinstance(value, int | float) or not least < value < math.inf:
+        raise InputError(f"{name} must be a number larger than {least:g}, not {value!r}.")
 
 
 def climb(loss: str, y: Tensor, wanted: Tensor | None, *, paired: bool) -> Climb:
@@ -120,6 +133,10 @@ class Momentum(Plain):
 
     decay: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse a decay that is no number."""
+        check_size("decay", self.decay, least=-math.inf)
+
     def init(self, p: Problem, x: Tensor) -> Tensor:
         """The accumulated gradient [b, ...]."""
         return torch.zeros_like(x)
@@ -157,6 +174,10 @@ class Constant:
     """The same length at every step."""
 
     size: float
+
+    def __post_init__(self) -> None:
+        """Refuse steps that lead nowhere or back."""
+        check_size("step_size", self.size)
 
     def under(self, threat: Ball) -> "Constant":
         """Return the rule for this threat."""

@@ -13,6 +13,7 @@ from ..core.goal import advantage
 from ..core.oracle import Answer
 from ..core.threat import Ball, Threat
 from ..errors import InputError
+from .parts import check_counts, check_size
 
 _SCHEDULE = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000, 64), (6000, 128), (8000, 256))
 
@@ -47,8 +48,10 @@ class Square(Attack[SquareState]):
 
     def __post_init__(self) -> None:
         """Refuse settings that make no attack."""
-        if self.queries < 1 or not 0 < self.p_init <= 1:
-            raise InputError(f"square needs queries >= 1 and 0 < p_init <= 1, not {self.queries} and {self.p_init}.")
+        check_counts(queries=self.queries)
+        check_size("p_init", self.p_init)
+        if self.p_init > 1:
+            raise InputError(f"p_init is a share of the pixels, 1 at most, not {self.p_init}.")
         if self.start not in ("stripes", "warm"):
             raise InputError(f"There is no start {self.start!r} for square; use stripes or warm.")
 
