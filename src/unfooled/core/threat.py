@@ -1,8 +1,6 @@
 """Threats: the set of inputs that the attacker may submit instead of x."""
 
-import ast
 import math
-import operator
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
@@ -10,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .._noise import Noise
+from .._numbers import parse_number
 from .._rows import Batch, column
 from ..errors import InputError, nearest
 from ..norms import NORMS, Bounds, Norm, Radius
@@ -137,28 +136,6 @@ def l1(eps: float = math.inf) -> Ball:
 def l0(eps: float = math.inf) -> Ball:
     """At most eps coordinates change."""
     return Ball(NORMS["l0"], float(eps))
-
-
-_OPERATORS = {ast.Div: operator.truediv, ast.Mult: operator.mul, ast.Sub: operator.sub, ast.Add: operator.add}
-
-
-def parse_number(text: str) -> float:
-    """Read a number or a fraction such as '8/255'; raises InputError."""
-
-    def value(node: ast.expr) -> float:
-        match node:
-            case ast.Constant(value=int() | float() as number) if not isinstance(number, bool):
-                return float(number)
-            case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
-                return float(_OPERATORS[type(op)](value(left), value(right)))
-            case ast.UnaryOp(op=ast.USub(), operand=operand):
-                return -value(operand)
-        raise ValueError
-
-    try:
-        return value(ast.parse(text.strip(), mode="eval").body)
-    except (ValueError, SyntaxError, ZeroDivisionError, RecursionError, MemoryError):
-        raise InputError(f"{text!r} is no number; write for example 0.03 or 8/255.") from None
 
 
 def parse_threat(text: str) -> Ball:
