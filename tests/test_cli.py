@@ -436,18 +436,43 @@ def test_a_budget_that_loading_uses_up_is_refused(refused: Refused, tmp_path: Pa
 
 def test_ctrl_c_leaves_what_was_found_readable(tmp_path: Path) -> None:
     words = ["evaluate", "digits-cnn-robust", "--suite", "autoattack", "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "unfooled", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    assert "examples" in process.stderr.readline()  # the first word of progress: attacks are under way
-    process.send_signal(signal.SIGINT)
-    said, complaints = process.communicate(timeout=60)
+    ) as process:
+        try:
+            assert process.stderr is not None
+            assert "examples" in process.stderr.readline()  # the first word of progress: attacks are under way
+            process.send_signal(signal.SIGINT)
+            said, complaints = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert "Traceback" not in complaints
     found = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert found["done"] < found["n"] == 797
     assert "Interrupted" in said and (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+PRESS_WHILE_TORCH_LOADS = """
+import signal, sys
+
+class Press:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch._C":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Press())
+sys.argv = ["unfooled", "evaluate"]
+from unfooled.cli import main
+main()
+"""
+
+
+def test_ctrl_c_while_torch_loads_is_a_clean_end(tmp_path: Path) -> None:
+    code = [sys.executable, "-c", PRESS_WHILE_TORCH_LOADS]
+    done = subprocess.run(code, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "unfooled: Interrupted.\n")
+    assert not list(tmp_path.iterdir())
 
 
 # --- the other verbs --------------------------------------------------------------------------------------------------

@@ -77,6 +77,7 @@ def attack(
     inputs = _shape(shape)
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
 
+    _words.load_torch()
     from unfooled.cli._progress import Live
     from unfooled.core import record
     from unfooled.core.data import DATASETS, read_classes

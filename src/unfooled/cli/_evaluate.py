@@ -101,6 +101,7 @@ def evaluate(
     size = _words.size(resize)
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
 
+    _words.load_torch()
     from unfooled.cli._progress import Live
     from unfooled.core import record
     from unfooled.core.threat import linf, parse_threat

@@ -21,6 +21,7 @@ def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
     json
         Print the rows as JSON.
     """
+    _words.load_torch()
     readers = {"targets": _targets, "data": _data, "suites": _suites, "attacks": _attacks}
     found = {name: read() for name, read in readers.items() if what in (None, name)}
     if json:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from unfooled.cli import _words
+
 if TYPE_CHECKING:
     from unfooled.core.data import Data
     from unfooled.core.fit import Epoch
@@ -39,6 +41,7 @@ def train(
     suite
         The attacks that measure robust accuracy for the card; none leaves it unmeasured.
     """
+    _words.load_torch()
     from unfooled import targets
     from unfooled.cli._progress import Live
     from unfooled.targets.train import TRAINING

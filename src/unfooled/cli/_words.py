@@ -1,6 +1,8 @@
 """Reading what users write on the command line, and the two consoles."""
 
 import re
+import signal
+import threading
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -17,7 +19,7 @@ Flag = Annotated[bool, Parameter(show_default=False)]
 """An option that takes no value and is off unless given."""
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PIPE_WIDTH = 120  # characters a line where the output is no terminal
+_PIPE_WIDTH = 160  # characters a line where the output is no terminal
 
 
 def console(*, stderr: bool = False) -> "Console":
@@ -26,6 +28,20 @@ def console(*, stderr: bool = False) -> "Console":
 
     made = Console(stderr=stderr, highlight=False, soft_wrap=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+
+
+def load_torch() -> None:
+    """Import torch, holding Ctrl-C back until it is there: interrupted half-way, it aborts the process."""
+    pressed: list[int] = []
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number)) if main else None
+    try:
+        import torch  # noqa: F401
+    finally:
+        if main:
+            signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def seconds(text: str | None) -> float | None:
