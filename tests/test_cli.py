@@ -454,7 +454,7 @@ def test_ctrl_c_leaves_what_was_found_readable(tmp_path: Path) -> None:
 
 
 PRESS_WHILE_TORCH_LOADS = """
-import signal, sys
+import atexit, signal, sys
 
 class Press:
     def find_spec(self, name, path=None, target=None):
@@ -463,6 +463,7 @@ class Press:
 
 sys.meta_path.insert(0, Press())
 sys.argv = ["unfooled", "evaluate"]
+atexit.register(lambda: sys.stdout.write("torch was left whole" if hasattr(sys.modules.get("torch"), "nn") else "torn"))
 from unfooled.cli import main
 main()
 """
@@ -471,7 +472,7 @@ main()
 def test_ctrl_c_while_torch_loads_is_a_clean_end(tmp_path: Path) -> None:
     code = [sys.executable, "-c", PRESS_WHILE_TORCH_LOADS]
     done = subprocess.run(code, capture_output=True, text=True, timeout=60, cwd=tmp_path)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "unfooled: Interrupted.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "torch was left whole", "unfooled: Interrupted.\n")
     assert not list(tmp_path.iterdir())
 
 
