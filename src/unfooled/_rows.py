@@ -65,7 +65,7 @@ def assign(rows: Any, index: Sequence[int] | np.ndarray, new: Any) -> None:
 
 
 def where(mask: Tensor, new: Any, old: Any) -> Any:
-    """Choose per row: `new` where `mask` [b] holds, else `old` (tensors, lists, dataclasses of rows)."""
+    """Choose per row: `new` where `mask` [b] holds, else `old` (nested as in `take`)."""
     match new:
         case Tensor():
             return torch.where(column(mask, new), new, old)
@@ -73,6 +73,11 @@ def where(mask: Tensor, new: Any, old: Any) -> Any:
             return [a if m else b for m, a, b in zip(mask.tolist(), new, old, strict=True)]
         case tuple():
             return tuple(where(mask, a, b) for a, b in zip(new, old, strict=True))
+        case dict():
+            return {key: where(mask, part, old[key]) for key, part in new.items()}
+        case np.ndarray():
+            rows = mask.cpu().numpy().reshape(-1, *([1] * (new.ndim - 1)))
+            return np.where(rows, new, old)
         case _ if dataclasses.is_dataclass(new) and not isinstance(new, type):
             parts = {f.name: where(mask, getattr(new, f.name), getattr(old, f.name)) for f in dataclasses.fields(new)}
             return dataclasses.replace(new, **parts)
