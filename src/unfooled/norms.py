@@ -25,7 +25,7 @@ def _radius(eps: Radius, like: Tensor) -> Tensor:
 
 
 def _flat(t: Tensor) -> Tensor:
-    return t.reshape(len(t), -1)
+    return t.flatten(1) if t.dim() > 1 else t.unsqueeze(1)
 
 
 class Norm(ABC):
