@@ -291,7 +291,7 @@ class Recorder(nn.Module):
 
 
 def check_inside_ball_and_box(case: Case, shape: tuple[int, ...] = SHAPE) -> None:
-    """Every point that is shown, and more strictly every point that counts, is finite and in ball and box in float64."""
+    """Every point that is shown, and more strictly what counts, is finite and in ball and box in float64."""
     net, x, y = examples()
     for i, eps in enumerate((eps_of(case), eps_of(case) / 1000, 1e-6)):
         recorder = Recorder(net)

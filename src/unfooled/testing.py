@@ -163,7 +163,7 @@ def linear_points(
         if len(points) % 2:  # the value that counts most cannot move
             most = np.unravel_index(np.abs(w[own] - w[other]).argmax(), shape)
             walls[most], wall[most] = True, float(uphill[most] < 0)
-        ends = [np.where(walls, wall, 0.5 + side * g.uniform(0.0, 0.15, shape) * uphill) for side in (1, -1)]
+        ends = [np.where(walls, wall, 0.5 + side * g.uniform(0.05, 0.15, shape) * uphill) for side in (1, -1)]
         a, z = (torch.from_numpy(lo + (hi - lo) * end[None]).to(target.weight) for end in ends)
         y = target(a).argmax(1).detach()
         if bool(target(z).argmax(1) == y) or linear_distance(target, a, y, norm, bounds)[0] < distance:
@@ -298,13 +298,17 @@ def check_idempotent(project: Projection, norm: str, v: Tensor, x: Tensor, eps: 
 def check_nearest(
     project: Projection, norm: str, v: Tensor, x: Tensor, eps: Tensor, bounds: Box, count: int = 60, seed: int = 0
 ) -> None:
-    """Assert the fourth law: no random point of the set is nearer to v.
+    """Assert the fourth law: no point of the set is nearer to v, neither random ones nor `reference_project`'s.
 
     For the convex balls by the variational inequality <v - z, u - z> <= 0 for every u of the set, which also sees
-    points that are only slightly too far; for L0 by comparing distances.
+    points that are only slightly too far; for L0 by comparing distances with random points alone.
     """
     z, goal, limits = _rows(project(v, x, eps)), _rows(v), _rows(eps.reshape(-1, 1))[:, 0]
-    for u in feasible_points(norm, _rows(x), limits, bounds, count, seed):
+    others = list(feasible_points(norm, _rows(x), limits, bounds, count, seed))
+    if norm != "l0" and len(goal):
+        rows = zip(goal, _rows(x), limits, strict=True)
+        others.append(np.stack([reference_project(norm, row, origin, r, bounds) for row, origin, r in rows]))
+    for u in others:
         if norm == "l0":
             worse = ((goal - z) ** 2).sum(1) - ((goal - u) ** 2).sum(1)
             scale = ((goal - u) ** 2).sum(1)
