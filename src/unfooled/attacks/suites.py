@@ -44,12 +44,13 @@ SUITES: dict[str, Suite] = {
             (
                 pgd(steps=25, schedule="cosine"),
                 pgd_targeted(steps=7, targets=9, step_size=2.0, loss="margin", schedule="cosine"),
-                apgd(steps=25, loss="margin", start="warm"),
-                pgd_targeted(steps=7, targets=9, step_size=2.0, loss="dlr", schedule="cosine"),
                 apgd(steps=20, loss="margin", start="warm"),
+                pgd_targeted(steps=7, targets=9, step_size=2.0, loss="dlr", schedule="cosine"),
+                apgd(steps=15, loss="margin", start="warm"),
                 square(queries=300),
+                apgd(steps=10, start="warm"),
             ),
-            (apgd(steps=20, start="warm"), square(queries=2500), apgd(steps=20, start="warm")),
+            (square(queries=2500), apgd(steps=20, start="warm")),
         ),
         Suite(
             "autoattack",
