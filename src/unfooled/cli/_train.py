@@ -63,6 +63,7 @@ def train(
                 "threat": found.threat,
                 "suite": found.suite,
                 "seed": found.seed,
+                "attacks": [row.name for row in found.attacks if not row.skipped],
             }
 
         live.say(f"training {name}")
