@@ -31,7 +31,7 @@ def standard() -> str:
         row.append(f"{theirs['robust'] / n:.1%} → {ours['robust'] / n:.1%}")
         row.append(f"{len(entry['only_autoattack'])} → {len(entry['only_unfooled'])}")
         for kind in ("backward", "forward", "cpu_seconds"):
-            row.append(f"{number(theirs[kind])} → {number(ours[kind])} ({theirs[kind] / ours[kind]:.0f} times fewer)")
+            row.append(f"{number(theirs[kind])} → {number(ours[kind])} ({theirs[kind] / ours[kind]:.1f} times fewer)")
         rows.append(row)
     return markdown(head, rows, left=2) + "\n\nAutoAttack → unfooled. " + origin(entries) + "\n\n" + one_sided(entries)
 
@@ -63,7 +63,7 @@ def cost() -> str:
 
 def engine() -> str:
     """Time of a PGD step through the engine against a bare loop."""
-    head = ("network", "rows", "steps", "bare loop, ms a step", "engine, ms a step", "ratio", "aim")
+    head = ("network", "rows", "steps", "bare loop, CPU ms a step", "engine, CPU ms a step", "ratio", "aim")
     entries = results.read("engine")
     rows = [
         [
