@@ -120,10 +120,10 @@ def evaluate(
             f"No attack of {chosen.name} applies to {ball!r}: {whole.attacks[0].name} {whole.attacks[0].skipped}."
         )
     assert isinstance(whole.x_adv, Tensor)
-    points = None
-    if curve and not whole.interrupted and not (budget and time.monotonic() - begun > budget):
+    points, stopped = None, whole.interrupted
+    if curve and not stopped and not (budget and time.monotonic() - begun > budget):
         deadline = begun + budget if budget else None
-        points = _curve(model, images, whole, ball, seed, batch_size, deadline, order, access)
+        points, stopped = _curve(model, images, whole, ball, seed, batch_size, deadline, order, access)
     return Evaluation(
         x=images.x.cpu(),
         y=whole.y,
@@ -158,18 +158,20 @@ def evaluate(
             *notes,
             *order.notes,
             *whole.notes,
-            *(["Interrupted: what was found until then is reported."] if whole.interrupted else []),
+            *(["Interrupted: what was found until then is reported."] if stopped else []),
         ],
         versions=versions(),
         settings={
             "attacks": [repr(a) for a in chosen.attacks],
+            "more": [repr(a) for a in chosen.more],
+            "goal": repr(goal) if goal is not None else "Untargeted()",
             "bounds": list(model.bounds),
             "batch_size": width,
             "device": str(model.device),
             "dtype": str(model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "seed": seed,
-            "access": (access or model.access).name.lower(),
+            "access": (model.access if access is None else min(access, model.access)).name.lower(),
             "queries": queries,
             "budget": budget,
             "limit": limit,
@@ -178,7 +180,7 @@ def evaluate(
             "padding": whole.padding.tolist(),
             "overrun": whole.overrun.tolist(),
             "vanished": whole.vanished,
-            "interrupted": whole.interrupted,
+            "interrupted": stopped,
         },
     )
 
@@ -232,8 +234,11 @@ def _budgeted(
     at = min(PILOT, n)
     first = attack(slice(0, at), 0.0)  # the clean look alone: every image gets one, whatever the budget
     deadline = begun + budget * 0.95 - first.seconds / at * (n - at)
+    if first.interrupted:
+        return [first, *([attack(slice(at, n), 0.0)] if at < n else [])]
     runs = [attack(slice(0, at), deadline)]
     runs[0].forward += first.forward
+    runs[0].padding += first.padding
     price = runs[0].seconds / at
     need = price * (n - at)
     left = deadline - time.monotonic()
@@ -242,12 +247,10 @@ def _budgeted(
         f"Budget {budget:g} s: {at} images took {runs[0].seconds:.1f} s, "
         f"so {n} would take about {price * n:.0f} s; {verdict}."
     )
-    while at < n:
+    while at < n and not runs[-1].interrupted:
         size = n - at if need <= left / 2 else max(width, PILOT)
         runs.append(attack(slice(at, at + size), deadline))
         at += size
-        if runs[-1].interrupted:
-            break
     if at < n:
         runs.append(attack(slice(at, n), 0.0))
     return runs
@@ -287,7 +290,8 @@ def _joined(runs: list[Run]) -> Run:
     }
     notes = list(dict.fromkeys(note for r in runs for note in r.notes))
     table = list(next(r.attacks for r in runs if len(r.attacks) == max(len(q.attacks) for q in runs)))
-    left = sum(s is not Status.MISCLASSIFIED for s in joined["status"])
+    counted = sum(s is not Status.INVALID for s in joined["status"])
+    left = counted - sum(s is Status.MISCLASSIFIED for s in joined["status"])
     for at, row in enumerate(table):
         parts = [r.attacks[at] for r in runs if at < len(r.attacks)]
         sums_of = {
@@ -296,7 +300,7 @@ def _joined(runs: list[Run]) -> Run:
         left -= int(sums_of["broken"])
         ran = [p for p in parts if not p.skipped]
         skipped = "" if ran else row.skipped
-        table[at] = replace(row, **sums_of, skipped=skipped, robust_accuracy_after=left / len(joined["status"]))
+        table[at] = replace(row, **sums_of, skipped=skipped, robust_accuracy_after=left / max(1, counted))
     return Run(
         attacks=table,
         notes=notes,
@@ -317,10 +321,14 @@ def _curve(
     deadline: float | None,
     order: Order,
     access: Access | None,
-) -> list[CurvePoint]:
-    """Return robust accuracy of suite quick at five sizes; broken at one size counts as broken at the larger ones."""
-    n = min(CURVE_IMAGES, len(images))
-    standing = np.array([s is not Status.MISCLASSIFIED for s in whole.status[:n]])
+) -> tuple[list[CurvePoint] | None, bool]:
+    """Return robust accuracy of suite quick at five sizes, and whether Ctrl-C ended it.
+
+    Broken at one size counts as broken at the larger ones; the sizes measured so far stand when time runs out.
+    """
+    statuses = whole.status[:CURVE_IMAGES]
+    n = sum(s is not Status.INVALID for s in statuses)
+    standing = np.array([s not in (Status.MISCLASSIFIED, Status.INVALID) for s in statuses])
     lo, hi = model.bounds
     points: list[CurvePoint] = []
     for eps in dict.fromkeys(
@@ -339,9 +347,11 @@ def _curve(
                 deadline=deadline,
                 relabel=order,
                 access=access,
+                salvage=True,
             )
-            if Status.NOT_RUN in found.status:
-                break  # no time left: the sizes measured so far stand
+            if found.interrupted or Status.NOT_RUN in found.status:
+                return points or None, found.interrupted
             standing[index[found.success.numpy()]] = False
-        points.append(CurvePoint.of(eps, int(standing.sum()), n))
-    return points
+        if n:
+            points.append(CurvePoint.of(eps, int(standing.sum()), n))
+    return points or None, False
