@@ -1,10 +1,10 @@
-"""Evaluation: what it says of targets whose truth is known, what must not change it, and what it finds before it begins."""
+"""Evaluation: targets whose truth is known, what must not change the number, what is found before anything begins."""
 
+import itertools
 import json
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -240,7 +240,7 @@ def test_a_larger_eps_breaks_no_fewer(norm: str) -> None:
 def test_more_attacks_break_no_fewer() -> None:
     net, x, y = case()
     robust = [uf.evaluate(net, x, y, uf.linf(0.04), suite=CHEAP[: i + 1]).robust for i in range(len(CHEAP))]
-    assert all(bool((later <= earlier).all()) for earlier, later in zip(robust, robust[1:], strict=False))
+    assert all(bool((later <= earlier).all()) for earlier, later in itertools.pairwise(robust))
 
 
 def test_an_l2_ball_around_an_linf_ball_breaks_no_fewer() -> None:
@@ -385,7 +385,7 @@ def test_another_order_of_the_classes_stops_with_the_order() -> None:
     target = Linear.random((1, 3, 8), 5, seed=1)
     x = torch.rand(200, 1, 3, 8)
     order = torch.tensor([3, 0, 4, 1, 2])
-    with pytest.raises(uf.InputError, match="another order.*label 0 is output 1"):
+    with pytest.raises(uf.InputError, match=r"another order.*label 0 is output 1"):
         uf.evaluate(target, x, order[target(x).argmax(1)], uf.linf(0.02))
 
 
@@ -411,7 +411,7 @@ def test_honest_targets_are_left_alone_by_the_order_check() -> None:
 def test_labels_outside_the_outputs_are_refused() -> None:
     net, x, y = case(20)
     y[7] = 4
-    with pytest.raises(uf.InputError, match="Label 4 is outside 0..3"):
+    with pytest.raises(uf.InputError, match=r"Label 4 is outside 0\.\.3"):
         uf.evaluate(net, x, y, uf.linf(0.05))
 
 

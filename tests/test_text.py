@@ -114,8 +114,9 @@ class RandomEdits(Attack[Draft]):
 
 
 TEXTS = [
-    "the quick brown fox", "jumps over", "the lazy dog", "a", "adversarial", "examples are", "not bugs",
-    "they are features", "robustness may be", "at odds with accuracy", "explaining and", "harnessing", "zzz", "towards deep learning models",
+    "the quick brown fox", "jumps over", "the lazy dog", "a", "adversarial", "examples are",
+    "not bugs", "they are features", "robustness may be", "at odds with accuracy", "explaining and", "harnessing",
+    "zzz", "towards deep learning models",
 ]  # fmt: skip
 
 

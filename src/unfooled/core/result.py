@@ -52,7 +52,7 @@ class AttackRow:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: examples done of those this attack was given, robust share so far, passes through the target."""
+    """How far a run is: examples done of those the attack was given, robust share so far, passes through the target."""
 
     done: int
     total: int
