@@ -1,6 +1,8 @@
 """The engine: slots, steps, budgets, goals, memory, deadlines, Ctrl-C, and what it refuses to count."""
 
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -850,6 +852,14 @@ def test_texts_that_are_no_attack_are_sentences(text: str) -> None:
         attacks.parse(text)
 
 
+def test_texts_name_recipes_without_further_imports() -> None:
+    code = (
+        "import torch, unfooled as uf; x, y = torch.rand(2, 3), torch.zeros(2, dtype=torch.int64);"
+        "uf.run('fgsm()', lambda v: v, x, y, uf.linf(0.1))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # ---- the door for training
 
 
@@ -872,6 +882,32 @@ def test_last_iterate_is_the_attack_without_early_stops(recipe: str, norm: str) 
         assert not torch.equal(out, other), "every training step has its own luck"
     with torch.no_grad():
         assert (net(out).argmax(1) == y).float().mean() < 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "threat", "message"),
+    [
+        ("pgd()", uf.linf(), "finite eps"),
+        ("pgd()", uf.l0(3), "L0"),
+        ("apgd_targeted()", uf.linf(0.1), "clean scores"),
+    ],
+)
+def test_last_iterate_refuses_what_does_not_apply(recipe: str, threat: uf.Ball, message: str) -> None:
+    net, x, y = small_case(3)
+    with pytest.raises(uf.InputError, match=message):
+        uf.last_iterate(attacks.parse(recipe), net, x, y, threat)
+
+
+def test_the_default_dtype_does_not_matter() -> None:
+    net, x, y = small_case()
+    plain = [uf.run(a, net, x, y, uf.linf(0.05)) for a in ("apgd(steps=6)", "square(queries=9)")]
+    torch.set_default_dtype(torch.float64)
+    try:
+        wide = [uf.run(a, net, x, y, uf.linf(0.05)) for a in ("apgd(steps=6)", "square(queries=9)")]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(plain, wide, strict=True):
+        assert_same(a, b)
 
 
 def test_an_answer_that_a_detector_rejects_is_no_success() -> None:

@@ -137,6 +137,8 @@ def test_ids_are_those_of_the_bytes() -> None:
     assert example_ids(x.double()).tolist() == ids.tolist()
     assert example_ids(x.transpose(1, 2).contiguous().transpose(1, 2)).tolist() == ids.tolist()
     assert example_ids(x.reshape(6, 12)).tolist() == ids.tolist()
+    zero = torch.zeros(2, 3)
+    assert example_ids(-zero).tolist() == example_ids(zero).tolist(), "-0 is 0"
     y = x.clone()
     y[2, 0, 0] += 1e-6
     assert (example_ids(y) != ids).tolist() == [False, False, True, False, False, False]

@@ -83,6 +83,8 @@ class _House(ModuleType):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
         self.__dict__[name] = value
+        if name == "run":
+            importlib.import_module(f"{__name__}.attacks")  # run("pgd()") finds recipes by their names
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -29,7 +29,7 @@ def text_key(text: str) -> int:
 def example_ids(x: Any) -> np.ndarray:
     """Return stable ids, int64 [n]: the hash of each example's canonical float32 bytes, or of its text."""
     if isinstance(x, Tensor):
-        rows = np.ascontiguousarray(x.detach().to("cpu", torch.float32).flatten(min(1, x.dim() - 1)).numpy())
+        rows = np.ascontiguousarray(x.detach().to("cpu", torch.float32).flatten(min(1, x.dim() - 1)).numpy()) + 0.0
         parts = (row.tobytes() for row in rows)
     else:
         parts = (repr(row).encode() for row in x)

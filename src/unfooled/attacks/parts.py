@@ -71,7 +71,8 @@ class Aim:
         """Return the class to climb towards, int64 [b], or None; the goal's own wanted class goes first."""
         if p.to is not None or not self.targets:
             return p.to
-        assert p.clean is not None
+        if p.clean is None:
+            raise InputError("Aiming at classes needs the clean scores, which are not known here.")
         others = p.clean.scatter(1, p.y.view(-1, 1), -torch.inf)
         rank = (p.restart % self.targets).clamp(max=others.shape[1] - 2)
         return others.argsort(dim=1, descending=True).gather(1, rank.view(-1, 1))[:, 0]

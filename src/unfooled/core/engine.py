@@ -451,10 +451,13 @@ def last_iterate(
     """Return the attack's last iterate for every row, [b, ...]: the tiny door for training.
 
     All rows make all steps, nothing is stopped early or re-checked, and the module's mode (train or eval) is left as
-    it is. `ids` int64 [b] and `step` make the noise; x lies on the module's device.
+    it is. `ids` int64 [b] and `step` make the noise; x lies on the module's device. Raises InputError when the attack
+    does not apply, which holds for attacks that aim at classes by the clean answer too: none is asked for here.
     """
     door = Oracle(as_target(target), attack.access)
     threat = threat.within(door.target.bounds)
+    if reason := attack.unfit(x, threat, 0):
+        raise InputError(f"{attack!r} does not apply: {reason}.")
     names = np.arange(len(x), dtype=np.int64) if ids is None else np.asarray(ids, dtype=np.int64)
     keys = torch.from_numpy(row_keys(seed, names, attack.key(), step)).to(x.device)
     p = Problem(x, y, None, torch.zeros_like(y), Noise(keys), x, None, None, threat, Untargeted(), door)

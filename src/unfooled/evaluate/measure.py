@@ -165,6 +165,8 @@ def evaluate(
             "attacks": [repr(a) for a in chosen.attacks],
             "more": [repr(a) for a in chosen.more],
             "goal": repr(goal) if goal is not None else "Untargeted()",
+            "norm": ball.norm.name,
+            "eps": ball.eps,  # the threat's text is rounded
             "bounds": list(model.bounds),
             "batch_size": width,
             "device": str(model.device),
