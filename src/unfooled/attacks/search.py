@@ -15,7 +15,7 @@ from ..core.threat import Ball, Threat
 from ..errors import InputError
 from .parts import check_counts, check_size
 
-_SCHEDULE = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000, 64), (6000, 128), (8000, 256))
+_SCHEDULE = ((10, 2), (50, 4), (200, 8), (500, 16), (1000, 32), (2000, 64), (4000, 128), (6000, 256), (8000, 512))
 
 
 @dataclass
@@ -100,8 +100,8 @@ class Square(Attack[SquareState]):
 
     def _side(self, t: Tensor, pixels: int, least: int) -> Tensor:
         """The squares' side at query t, [b]: the published schedule of halvings, scaled to `queries`."""
-        scaled = t.double() * (10000 / self.queries)
-        divisor = torch.ones_like(scaled)
+        scaled = t * 10000 // self.queries
+        divisor = torch.ones_like(t, dtype=torch.float64)
         for after, by in _SCHEDULE:
             divisor = torch.where(scaled > after, float(by), divisor)
         return (self.p_init / divisor * pixels).sqrt().round().long().clamp(min=least)
@@ -120,8 +120,12 @@ class Square(Attack[SquareState]):
     def _window(
         self, p: Problem, t: Tensor, h: int, w: int, least: int, salt: int = 3
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """A square's height, width, top and left, [b] each; flat inputs get a stretch of the same area."""
+        """A square's height, width, top and left, [b] each; flat inputs get a stretch of the same area.
+
+        From `least` pixels on; where that is more than one, sides are odd: the bumps of L2 have a middle.
+        """
         side = self._side(t, h * w, least)
+        side = side if least == 1 else side | 1
         height, width = side.clamp(max=h), side.clamp(max=w)
         if h == 1:
             width = side.square().clamp(min=1, max=w)
