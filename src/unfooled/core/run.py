@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,8 @@ def run(
         seed: of all noise; draws belong to the example, not to the batch.
         ids: stable ids int64 [n]; by default the hash of each example's float32 bytes.
         surrogates: other targets that transfer attacks may use freely.
-        more: attacks that run too where those without gradients broke what gradient attacks had left.
+        more: attacks tried on the sixteenth of the survivors that came nearest to being broken, and on the others
+            only where they break one of those.
         deadline: `time.monotonic()` after which no new row is started; such rows end as not_run.
         progress: called with a Progress about ten times a second.
         salvage: Ctrl-C returns what was found so far, `interrupted`, instead of raising.
@@ -151,9 +152,8 @@ def run(
             engine.look(relabel)
             for attack in recipes:
                 _attack(engine, attack, rows, alone=len(recipes) == 1)
-            masked = not more or _masked(recipes, rows, n)
-            for attack in more:
-                _attack(engine, attack, rows, reason="" if masked else "gradients left nothing to the others")
+            if more:
+                _more(engine, more, rows)
         except KeyboardInterrupt:
             if not salvage:
                 raise
@@ -190,25 +190,52 @@ def run(
     )
 
 
-def _masked(recipes: Sequence[Attack[Any]], rows: Sequence[AttackRow], n: int) -> bool:
-    """Whether attacks without gradients, or those that start where they ended, broke more than 0.2% of the examples.
+def _more(engine: Engine, attacks: Sequence[Attack[Any]], rows: list[AttackRow]) -> None:
+    """Try attacks on the survivors of smallest margin, and on the others where they broke one of those.
 
-    That is the sign of masked gradients (arXiv 1902.06705, section 4.5) when gradient attacks went first.
+    What other attacks break where gradient attacks came nearest is the sign of masked gradients (arXiv 1902.06705,
+    section 4.5). Where no attack ran so far, all survivors are tried.
     """
-    blind = [a.access < Access.GRADIENT for a in recipes]
-    after = [i > 0 and (blind[i] or blind[i - 1]) for i in range(len(recipes))]
-    return sum(row.broken for row, yes in zip(rows, after, strict=True) if yes) > 0.002 * n
+    pool, first = engine.pool, len(rows)
+    todo = np.flatnonzero(pool.status == Status.SURVIVED)
+    todo = todo[np.argsort(pool.margin[todo].numpy(), kind="stable")]
+    blind = all(row.skipped for row in rows)
+    count = len(todo) if blind else min(len(todo), max(2, -(-len(todo) // 16)))
+    for attack in attacks:
+        _attack(engine, attack, rows, only=todo[:count])
+    broken = [row.broken for row in rows[first:]]
+    unseen = sum(b for b, attack in zip(broken, attacks, strict=True) if attack.access < Access.GRADIENT)
+    if count == len(todo) or (not unseen and sum(broken) < 2):  # one more gradient attack may always find one more
+        return
+    for at, attack in enumerate(attacks, start=first):
+        part: list[AttackRow] = []
+        try:
+            _attack(engine, attack, part, only=todo[count:])
+        finally:
+            rows[at] = _sum(rows[at], part[0])
+
+
+def _sum(a: AttackRow, b: AttackRow) -> AttackRow:
+    """Return one row for an attack that ran in two parts."""
+    totals = {k: getattr(a, k) + getattr(b, k) for k in ("attempted", "broken", "forward", "backward", "seconds")}
+    return replace(b, **totals)
 
 
 def _attack(
-    engine: Engine, attack: Attack[Any], rows: list[AttackRow], *, alone: bool = False, reason: str = ""
+    engine: Engine,
+    attack: Attack[Any],
+    rows: list[AttackRow],
+    *,
+    alone: bool = False,
+    only: np.ndarray | None = None,
 ) -> None:
     """Run one attack of the cascade and add its line to the table, also when it is interrupted."""
     pool, start = engine.pool, time.monotonic()
     forward, backward = engine.oracle.forward, engine.oracle.backward
     todo = np.flatnonzero(pool.status == Status.SURVIVED)
     before = len(todo)
-    reason = reason or (
+    todo = todo if only is None else only[pool.status[only] == Status.SURVIVED]
+    reason = (
         ""
         if attack.access <= engine.oracle.granted
         else (f"needs {attack.access.name.lower()} access, {engine.oracle.granted.name.lower()} was granted")
@@ -216,7 +243,7 @@ def _attack(
     reason = reason or attack.unfit(pool.x, engine.threat, engine.classes)
     if reason and alone:
         raise InputError(f"{attack!r} does not apply: {reason}.")
-    attempted = 0 if reason else before
+    attempted = 0 if reason else len(todo)
     try:
         if not reason:
             attempted = engine.run(attack, todo)
