@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from unfooled.core.data import Data
 from unfooled.core.target import Target
-from unfooled.core.threat import l2, linf
+from unfooled.core.threat import l0, l2, linf
 from unfooled.domains import image as files
 from unfooled.errors import InputError
 from unfooled.evaluate.single import Single, attack_image, resolve_class
@@ -212,10 +212,10 @@ def test_an_attack_succeeds_just_above_the_exact_distance_and_never_below(tmp_pa
 
 def test_a_success_between_the_levels_is_no_success(tmp_path: Path) -> None:
     x, w = linear_case()
-    module = Linear(w, float((x * w).sum()) + reach(w, x, 0.3 / 255))
-    single = attack_image(x, module, threat=linf(0.4 / 255), steps=10, out=tmp_path / "run")
+    module = Linear(w, float((x * w).sum()) + 1.2 / 255 * float(w.norm()))  # one whole level is 1.0 / 255 long
+    single = attack_image(x, module, threat=l2(1.35 / 255), steps=40, out=tmp_path / "run")
     assert (single.success, single.as_floats) == (False, True)
-    assert "below one grey level" in single.reason
+    assert "by no image that a file can hold" in single.reason
     assert "was not fooled" in str(single)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["attack.json", "original.png"]
     assert torch.equal(single.x_adv, single.x)
@@ -322,6 +322,14 @@ def test_an_index_and_a_file_give_the_same_picture(tmp_path: Path) -> None:
         ({"image": torch.full((3, 8, 8), 2.0)}, "outside the target's bounds"),
         ({"image": torch.full((3, 8, 8), float("nan"))}, "outside the target's bounds"),
         ({"image": torch.zeros(3, 8, 8), "to": 7}, "classes 0 to 1"),
+        ({"image": torch.zeros(3, 8, 8), "to": "--1"}, "have no names"),
+        ({"image": torch.zeros(3, 8, 8), "to": "9" * 5000}, "have no names"),
+        ({"image": torch.zeros(3, 8, 8), "threat": linf(0.0)}, "below one grey level"),
+        ({"image": torch.zeros(3, 8, 8), "threat": linf(0.9 / 255)}, "below one grey level"),
+        ({"image": torch.zeros(3, 8, 8), "threat": l2(0.9 / 255)}, "below one grey level"),
+        ({"image": torch.zeros(3, 8, 8), "threat": l0(0)}, "at least 1"),
+        ({"image": torch.zeros(3, 8, 8), "threat": l0(10)}, "apgd"),
+        ({"image": "²"}, "no picture"),
         ({"image": torch.zeros(3, 8, 8), "to": "cat"}, "have no names"),
     ],
 )
@@ -329,8 +337,35 @@ def test_bad_input_is_one_sentence_and_makes_no_folder(tmp_path: Path, given: di
     x, w = linear_case()
     data = Data(torch.stack([x, x]), torch.tensor([0, 1]), name="two") if given.pop("data", None) else None
     with pytest.raises(InputError, match=said):
-        attack_image(given.pop("image"), Linear(w, 1e3), data=data, threat=linf(0.1), out=tmp_path / "run", **given)
+        attack_image(
+            given.pop("image"), Linear(w, 1e3), data=data, out=tmp_path / "run", **({"threat": linf(0.1)} | given)
+        )
     assert not any(tmp_path.iterdir())
+
+
+def test_an_eps_without_room_costs_no_pass() -> None:
+    x, w = linear_case()
+    asked = []
+    module = Linear(w, 1e3)
+    module.register_forward_hook(lambda *_: asked.append(1))
+    with pytest.raises(InputError, match="below one grey level"):
+        attack_image(x, module, threat=linf(0.49 / 255))
+    assert not asked
+
+
+def test_any_whole_number_is_a_seed() -> None:
+    x, w = linear_case()
+    module = Linear(w, float((x * w).sum()) + reach(w, x, 2.5 / 255))
+    for seed in (99999999999999999999, -1):
+        single = attack_image(x, module, threat=linf(4 / 255), steps=5, seed=seed)
+        assert (single.success, single.seed) == (True, seed)
+
+
+def test_a_confidence_that_is_not_whole_is_not_written_as_whole() -> None:
+    x, w = linear_case()
+    single = attack_image(x, Linear(w, float((x * w).sum()) + 8.1), threat=linf(2 / 255), steps=5)
+    assert 0.9995 < single.original.confidence < 1
+    assert "0 (>99.9%)" in str(single) and "100.0%" not in str(single)
 
 
 def test_an_output_folder_that_exists_is_not_touched(tmp_path: Path) -> None:

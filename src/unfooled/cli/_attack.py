@@ -126,7 +126,7 @@ def _shape(text: str | None) -> tuple[int, int, int] | None:
 
 def _examples(image: str, data: str | None, data_dir: Path | None) -> "Data | None":
     """Return the data that a number points into, None when `image` is a file."""
-    if not image.isdigit() or Path(image).exists():
+    if not image.strip().isdecimal() or Path(image).exists():
         return None
     if data is None:
         raise InputError(f"Image {image} is a number, but it is not said of which data set; give --data or a file.")

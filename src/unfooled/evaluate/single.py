@@ -1,5 +1,6 @@
 """One adversarial image: attacked, put on the 8-bit grid, saved, read again, and only then called a success."""
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,11 +106,12 @@ class Single:
         return f"{self.norm.capitalize()} {self.distance:.4g}"
 
     def __str__(self) -> str:
+        first = f"{self.original.name} ({_share(self.original.confidence)})"
         if not self.success:
-            return f"{self.original.name} ({self.original.confidence:.1%}) was not fooled: {self.reason}"
+            return f"{first} was not fooled: {self.reason}"
         return (
-            f"{self.original.name} ({self.original.confidence:.1%}) is now {self.adversarial.name} "
-            f"({self.adversarial.confidence:.1%}), the saved file read again; change {self.size}; "
+            f"{first} is now {self.adversarial.name} ({_share(self.adversarial.confidence)}), "
+            f"the saved file read again; change {self.size}; "
             f"random noise of the same size fools it in {self.noise_fooled} of {self.noise_draws} draws"
         )
 
@@ -142,10 +144,12 @@ def attack_image(
             default.
 
     The original is put on the 8-bit grid first, and the attack starts from the class that the target gives it, right or
-    wrong. Raises `InputError` for a missing image, an unknown class, an image that is of the wanted class already, and
-    for inputs that are no pictures.
+    wrong. Raises `InputError` for a missing image, an unknown class, an image that is of the wanted class already, a
+    threat that no other picture lies in, and for inputs that are no pictures. `out` is made when all is found.
     """
     target = as_target(target)
+    if threat is not None:
+        _check_room(threat, target.bounds)
     if out is not None:
         record.check_free(Path(out))
     x, source, truth = _load(image, target, data, shape)
@@ -154,15 +158,32 @@ def attack_image(
     if wanted == original.label:
         raise InputError(f"The target says {original.name} for this image already; give another class to turn it into.")
     with TemporaryDirectory() as folder:
-        made = Path(folder) if out is None else record.new_run(Path(out))
+        made = Path(folder)
         files.write_png(made / "original.png", x, target.bounds)
         single = _attack(x, target, original, wanted, threat, attack, steps, seed, made)
-    single = replace(single, source=source, truth=truth, files=["original.png", *single.files] if out else [])
-    if truth and truth != single.original.name:
-        single.notes.append(f"The label says {truth}, the target says {single.original.name} before any attack.")
-    if out is not None:
-        record.write_json(made / "attack.json", single.summary())
+        single = replace(single, source=source, truth=truth, files=["original.png", *single.files] if out else [])
+        if truth and truth != single.original.name:
+            single.notes.append(f"The label says {truth}, the target says {single.original.name} before any attack.")
+        if out is not None:  # only now, so that a refused attack leaves nothing behind
+            kept = record.new_run(Path(out))
+            for name in single.files:
+                record.write_bytes(kept / name, (made / name).read_bytes())
+            record.write_json(kept / "attack.json", single.summary())
     return single
+
+
+def _check_room(ball: Ball, bounds: tuple[float, float]) -> None:
+    """Raise InputError when no image on the 8-bit grid but the original lies in `ball`."""
+    if ball.norm.name == "l0":
+        if ball.eps < 1:
+            raise InputError(f"{ball!r} lets no value change; give an eps of at least 1.")
+        return
+    step = (bounds[1] - bounds[0]) / files.LEVELS
+    if ball.eps < step * (1 - 1e-6):
+        raise InputError(
+            f"{ball!r} is below one grey level ({step:.3g}): no other 8-bit picture lies in it, and nothing below half "
+            f"a grey level survives rounding; give an eps of at least {step:.3g}."
+        )
 
 
 def resolve_class(wanted: int | str, classes: Sequence[str] | None, count: int) -> int:
@@ -181,7 +202,7 @@ def resolve_class(wanted: int | str, classes: Sequence[str] | None, count: int) 
         return fits[0]
     if fits:
         raise InputError(f"{text!r} names the classes {', '.join(map(str, fits))}; give one of these numbers.")
-    if text.lstrip("-").isdigit():
+    if re.fullmatch(r"-?\d{1,18}", text):
         if not 0 <= int(text) < count:
             raise InputError(f"There is no class {text}; the target has the classes 0 to {count - 1}.")
         return int(text)
@@ -199,7 +220,7 @@ def _load(
     image: int | str | Path | Tensor, target: Target, data: Data | None, shape: Sequence[int] | None
 ) -> tuple[Tensor, str, str]:
     """Return the original on the 8-bit grid, where it is from, and its true class where that is known."""
-    if isinstance(image, str) and image.strip().isdigit() and not Path(image).exists():
+    if isinstance(image, str) and image.strip().isdecimal() and not Path(image).exists():
         image = int(image)
     if isinstance(image, Tensor):
         return _picture(image, target), "tensor", ""
@@ -323,7 +344,7 @@ def _attack(
     noise = _controls(x, x_adv, target.bounds, seed)
     controls = _looks(noise, target)
     fooled = sum(c.label == wanted if wanted is not None else c.label != original.label for c in controls)
-    reason = "" if success else _why(best, counts["forward"], target.bounds)
+    reason = "" if success else _why(best, counts["forward"])
     return Single(
         x=x, x_adv=x_adv, noise=noise[0], original=original, adversarial=adversarial, control=controls[0],
         success=success, as_floats=bool(best.seen), reason=reason, threat=repr(ball), norm=repr(ball.norm),
@@ -439,7 +460,7 @@ def _controls(x: Tensor, x_adv: Tensor, bounds: tuple[float, float], seed: int) 
     """Return random changes [draws, c, h, w] with the same values as the attack's, elsewhere and with random signs."""
     start = files.levels(x, bounds).flatten()
     change = (files.levels(x_adv, bounds).flatten() - start).abs()
-    luck = torch.Generator().manual_seed(seed)
+    luck = torch.Generator().manual_seed(seed % 2**63)
     draws = []
     for _ in range(CONTROLS):
         moved = change[torch.randperm(len(change), generator=luck)]
@@ -466,15 +487,21 @@ def _trace(
     return {_name(target, k): [round(float(v), 6) for v in path[:, k]] for k in drawn}
 
 
-def _why(last: _Attempt, forward: int, bounds: tuple[float, float]) -> str:
+def _why(last: _Attempt, forward: int) -> str:
     if not last.seen:
         text = f"nothing found within {last.ball!r} in {forward} forward passes, last with {last.attack!r}"
         return f"{text}; try a larger eps or more steps."
     text = (
         f"within {last.ball!r} it is fooled by numbers between the 8-bit levels, but by no image that a file can hold"
     )
-    below = last.ball.norm.name == "linf" and last.ball.eps / (bounds[1] - bounds[0]) * files.LEVELS < 1 - 1e-6
-    return f"{text}; eps is below one grey level." if below else f"{text}; a larger eps or more steps may do it."
+    return f"{text}; a larger eps or more steps may do it."
+
+
+def _share(confidence: float) -> str:
+    """Return a confidence as a percentage that is 0.0% or 100.0% only where it is exactly that."""
+    if 0.9995 <= confidence < 1:
+        return ">99.9%"
+    return "<0.1%" if 0 < confidence < 0.0005 else f"{confidence:.1%}"
 
 
 def _listed(values: Tensor | None) -> list[float] | None:
