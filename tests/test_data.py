@@ -415,6 +415,34 @@ def test_a_folder_of_class_folders(tmp_path):
     assert "'cat'" in said(error) and "'cart'" in said(error)
 
 
+def test_a_list_of_names_names_folders_that_are_numbered(tmp_path):
+    for label in (0, 2, 10):
+        save_image(tmp_path / str(label) / "a.png", np.full((2, 2), label))
+    names = [f"class {i}" for i in range(11)]
+    data = load_data(tmp_path, classes=names)
+    assert data.y.tolist() == [0, 2, 10] and data.classes == tuple(names)
+    with pytest.raises(InputError, match=r"Label 10 is outside 0\.\.9"):
+        load_data(tmp_path, classes=names[:10])
+    backwards = [str(10 - i) for i in range(11)]  # names that are numbers stay names
+    assert load_data(tmp_path, classes=backwards).y.tolist() == [0, 8, 10]
+
+
+def test_a_photograph_stands_as_the_camera_was_held(tmp_path):
+    from PIL import Image, ImageOps
+
+    pixels = Image.fromarray(np.arange(0, 240, 10, dtype=np.uint8).reshape(4, 6))
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        pixels.save(tmp_path / "a.png", exif=exif)
+        with Image.open(tmp_path / "a.png") as file:
+            upright = np.array(ImageOps.exif_transpose(file))
+        assert (read_image(tmp_path / "a.png")[0] * 255).round().numpy().tolist() == upright.tolist()
+    assert upright.tolist() == np.rot90(np.array(pixels)).tolist()  # 8: the camera's top was to the left
+    pixels.save(tmp_path / "damaged.png", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff garbage")
+    assert tuple(read_image(tmp_path / "damaged.png").shape) == (1, 4, 6)
+
+
 def test_folders_named_by_numbers_are_labels_in_numeric_order(tmp_path):
     for label in (2, 10, 9):
         save_image(tmp_path / str(label) / "a.png", np.full((2, 2), label))

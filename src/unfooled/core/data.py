@@ -195,7 +195,8 @@ def load_data(
             first examples are spread evenly over its classes instead.
         data_dir: where named data sets lie; default the variable UNFOOLED_DATA, then ../shared/data.
         resize: an int makes the shorter side this long and keeps the centre square; (h, w) stretches.
-        classes: one name per label; for a folder also which class folder has which label.
+        classes: one name per label; for a folder also which class folder has which label, unless the folders are named by
+            numbers, which are labels.
         bounds: what float images are checked against; uint8 images are divided by 255.
         allow_hub: fetch named data from the Hugging Face hub when the data directory has it not; default the variable
             UNFOOLED_ALLOW_HUB (1 allows).
@@ -645,7 +646,7 @@ def read_image(path: str | Path, *, resize: Size | None = None) -> Tensor:
 def _decode(stream: IO[bytes], where: str) -> np.ndarray:
     """Decode one picture to uint8 [h, w] or [h, w, 3]; its size is checked before its pixels are."""
     try:
-        from PIL import Image
+        from PIL import Image, ImageOps
     except ImportError:
         raise MissingExtra("Reading pictures needs Pillow: pip install pillow.") from None
     try:
@@ -660,7 +661,12 @@ def _decode(stream: IO[bytes], where: str) -> np.ndarray:
                     raise InputError(f"{where} is animated; give a picture with one frame.")
                 if im.mode in ("I", "F") or im.mode.startswith("I;"):
                     raise InputError(f"{where} has more than 8 bits per pixel; save it with 8 bits.")
-                return np.array(im.convert("L" if im.mode in ("1", "L") else "RGB"))
+                im.load()
+                try:
+                    upright = ImageOps.exif_transpose(im)  # as the camera was held
+                except Exception:  # damaged EXIF says nothing about the pixels
+                    upright = im
+                return np.array(upright.convert("L" if im.mode in ("1", "L") else "RGB"))
     except InputError:
         raise
     except Image.UnidentifiedImageError:
@@ -711,21 +717,22 @@ def _folder_labels(
 ) -> tuple[list[Path], list[int], tuple[str, ...] | None]:
     """Return the folders in order of label, their labels, and the class names.
 
-    Labels are places in `classes` where given; else the folders' own numbers where all names are numbers (10 after 9);
-    else places in the sorted list of names.
+    Labels are places in `classes` where the folders are named after them; else the folders' own numbers where all names
+    are numbers (10 after 9), `classes` naming them where given; else places in the sorted list of names.
     """
     names = [p.name for p in folders]
-    if classes is not None:
+    numbers = all(name.isascii() and name.isdigit() and len(name) < 10 for name in names)
+    numbers = numbers and len(set(map(int, names))) == len(names)
+    if classes is not None and not (numbers and not set(names) <= set(classes)):
         wanted = {name: i for i, name in enumerate(classes)}
         for name in names:
             if name not in wanted:
                 raise InputError(f"The folder {name!r} is none of the {len(wanted)} classes.{nearest(name, wanted)}")
         folders = sorted(folders, key=lambda p: wanted[p.name])
         return folders, [wanted[p.name] for p in folders], tuple(classes)
-    numbers = all(name.isascii() and name.isdigit() and len(name) < 10 for name in names)
-    if numbers and len(set(map(int, names))) == len(names):
+    if numbers:
         folders = sorted(folders, key=lambda p: int(p.name))
-        return folders, [int(p.name) for p in folders], None
+        return folders, [int(p.name) for p in folders], None if classes is None else tuple(classes)
     return folders, list(range(len(names))), tuple(names)
 
 
