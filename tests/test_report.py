@@ -236,7 +236,7 @@ def test_the_page_says_what_was_measured() -> None:
     assert "Seed 3." in text
 
 
-def test_the_passes_of_the_table_add_up_to_the_total() -> None:
+def test_the_passes_of_the_table_add_up_to_the_total(tmp_path: Path) -> None:
     e = digits(settings={"padding": [7, 5], "overrun": [2, 1]})
     e.forward, e.backward = e.forward + 10, e.backward + 5
     row = e.attacks[0]
@@ -246,6 +246,25 @@ def test_the_passes_of_the_table_add_up_to_the_total() -> None:
     assert f"first look at every example {first[0]:,} {first[1]:,} " in text
     assert "charged to no example −9 −6 " in text
     assert f"together {e.robust_accuracy:.1%} {e.forward_total:,} {e.backward_total:,} 1.5" in text
+    report.write(e, tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["padding"] == {"forward": 9, "backward": 6}
+
+
+def test_invalid_examples_are_said_and_counted_in_no_share() -> None:
+    e = digits()
+    assert "not counted" not in checked(page.render(e)).text
+    kinds = [Status.INVALID, *e.outcome[1:]]
+    clean, robust = e.clean.clone(), e.robust.clone()
+    clean[0] = robust[0] = False
+    f = digits()
+    f.outcome, f.clean, f.robust = kinds, clean, robust
+    text = checked(page.render(f)).text
+    assert "1 not counted" in text and f.n == e.n - 1
+    rows = page._view(f, images=False, written="")
+    shares = [c["share"] for c in rows["counts"]]
+    assert shares[-1] is None and sum(shares[:-1]) == pytest.approx(1)
+    assert all(0 <= r["robust"] <= r["clean"] <= 1 for r in rows["classes"]["rows"])
+    assert sum(r["clean"] * r["n"] for r in rows["classes"]["rows"]) == pytest.approx(f.clean_accuracy * f.n)
 
 
 def test_the_numbers_by_class_are_those_of_the_rows() -> None:
@@ -395,7 +414,9 @@ def test_the_run_directory_holds_the_record(tmp_path: Path) -> None:
     assert {p.name for p in out.iterdir()} == {
         "summary.json", "run.json", "examples.parquet", "adversarials.npz", "report.html",
     }  # fmt: skip
-    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(e.summary()))
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.pop("padding") == {"forward": 0, "backward": 0}
+    assert summary == json.loads(json.dumps(e.summary()))
     run = json.loads((out / "run.json").read_text())
     assert (run["settings"]["limit"], run["settings"]["eps"], run["command"]) == (80, "inf", "unfooled evaluate")
     assert run["examples_sha256"] == run_record(e)["examples_sha256"] != run_record(digits(79))["examples_sha256"]

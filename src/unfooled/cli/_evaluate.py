@@ -174,6 +174,9 @@ def summary(result: "Evaluation", folder: Path) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
+    from unfooled.core.result import Status
+    from unfooled.report.page import passes
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("attack", "broken", "robust accuracy after", "forward", "backward", "seconds"):
         table.add_column(title, justify="left" if title == "attack" else "right", overflow="fold")
@@ -190,12 +193,21 @@ def summary(result: "Evaluation", folder: Path) -> "RenderableType":
             f"{row.backward:,}",
             f"{row.seconds:.1f}",
         )
+    rest = passes(result)
+    if rest["other_forward"] > 0 and rest["other_backward"] >= 0:
+        first = f"{rest['other_forward']:,}", f"{rest['other_backward']:,}"
+        table.add_row("first look at every example", "", "", *first, "", style="dim")
+    if rest["spare_forward"] or rest["spare_backward"]:
+        spare = f"-{rest['spare_forward']:,}", f"-{rest['spare_backward']:,}"
+        table.add_row("padding of batches, charged to no example", "", "", *spare, "", style="dim")
 
     def line(text: str, style: str = "") -> Text:
         return Text(text, style=style, no_wrap=True, overflow="ignore")  # the status never leaves the number's line
 
     head = f"{result.target} on {result.data}, threat {result.threat}, suite {result.suite}, seed {result.seed}"
     cost = f"{result.forward_total:,} forward and {result.backward_total:,} backward passes in {result.seconds:.1f} s"
+    if invalid := result.count(Status.INVALID):
+        cost += f" · {invalid} invalid {'example' if invalid == 1 else 'examples'} not counted"
     notes = [line(f"note: {note}") for note in result.notes]
     where = line(f"report: {folder / 'report.html'}")
     return Group(line(head), line(str(result), "bold"), Text(), table, Text(), *notes, line(cost), where)

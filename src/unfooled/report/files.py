@@ -16,16 +16,19 @@ COLUMNS = (
 def write(evaluation: Evaluation, out: Path | str, *, images: bool = True) -> Path:
     """Make the run directory `out` and write what `evaluation` found; return `out`.
 
-    `summary.json` holds the numbers, `run.json` what is needed to run it again, `examples.parquet` one row per example,
+    `summary.json` holds the numbers (`padding`: rows of batches charged to no example, inside the attacks' passes and
+    outside the totals), `run.json` what is needed to run it again, `examples.parquet` one row per example,
     `adversarials.npz` the broken examples beside their originals, `report.html` the page. The data files come first, so
     that nothing measured is lost when a picture cannot be drawn. Without `images` neither the page nor a file shows an
     example: no `adversarials.npz`. Raises `InputError` when `out` exists; nothing is ever overwritten.
     """
-    from unfooled.report.page import render
+    from unfooled.report.page import passes, render
 
     out = record.new_run(Path(out))
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-    record.write_json(out / "summary.json", evaluation.summary())
+    spare = passes(evaluation)
+    padding = {"forward": spare["spare_forward"], "backward": spare["spare_backward"]}
+    record.write_json(out / "summary.json", evaluation.summary() | {"padding": padding})
     record.write_json(out / "run.json", run_record(evaluation, written=written))
     _write_examples(evaluation, out / "examples.parquet")
     if images:

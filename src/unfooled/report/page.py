@@ -93,7 +93,7 @@ def _view(e: Evaluation, *, images: bool, written: str) -> dict[str, Any]:
         "counts": _counts(e),
         "threat": explain_threat(e),
         "threat_name": threat_name(e.threat),
-        "attacks": _attacks(e),
+        "attacks": passes(e),
         "classes": _classes(e),
         "confidence": _confidence(e, broken, noun),
         "effort": _effort(e, broken, noun),
@@ -119,10 +119,14 @@ def _counts(e: Evaluation) -> list[dict[str, Any]]:
     ]
     if undecided:
         parts.append(("open", "not finished", undecided, "right at first, attacks not all run"))
-    return [
+    rows = [
         {"kind": kind, "label": label, "k": k, "share": k / e.n if e.n else 0.0, "meaning": meaning}
         for kind, label, k, meaning in parts
     ]
+    if invalid := e.count(Status.INVALID):
+        meaning = "no number came out, or the input is none; left out of every share"
+        rows.append({"kind": "invalid", "label": "not counted", "k": invalid, "share": None, "meaning": meaning})
+    return rows
 
 
 def threat_name(threat: str) -> str:
@@ -187,7 +191,12 @@ def _bounds(e: Evaluation) -> tuple[float, float]:
     return float(bounds[0]), float(bounds[1])
 
 
-def _attacks(e: Evaluation) -> dict[str, Any]:
+def passes(e: Evaluation) -> dict[str, Any]:
+    """Return the attacks' rows and the passes that stand in none of them, so that a table adds up to the totals.
+
+    `other_` are those of the first look, `spare_` rows of batches that are charged to no example: rows + other - spare
+    = total, forward and backward.
+    """
     ran = [row for row in e.attacks if not row.skipped]
     forward, backward = sum(r.forward for r in ran), sum(r.backward for r in ran)
     nobody = [_pair(e.settings.get(name)) for name in ("padding", "overrun")]  # rows sent that belong to no example
@@ -209,7 +218,8 @@ def _pair(value: Any) -> tuple[int, int]:
 def _classes(e: Evaluation) -> dict[str, Any]:
     labels, counted = e.y.tolist(), e.counted.tolist()
     total: Counter[int] = Counter(c for c, k in zip(labels, counted, strict=True) if k)
-    clean: Counter[int] = Counter(c for c, o in zip(labels, e.outcome, strict=True) if o is not Status.MISCLASSIFIED)
+    wrong = (Status.MISCLASSIFIED, Status.INVALID)
+    clean: Counter[int] = Counter(c for c, o in zip(labels, e.outcome, strict=True) if o not in wrong)
     robust: Counter[int] = Counter(c for c, r in zip(labels, e.robust.tolist(), strict=True) if r)
     rows: list[dict[str, Any]] = [
         {"name": e.name(c), "n": k, "clean": clean[c] / k, "robust": robust[c] / k} for c, k in sorted(total.items())
