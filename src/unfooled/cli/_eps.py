@@ -15,8 +15,8 @@ Unit = Literal["unit", "signed", "8bit"]
 _WIDTH: dict[Unit, int] = {"unit": 1, "signed": 2, "8bit": 255}
 _NAMES: dict[Unit, str] = {"unit": "inputs in [0, 1]", "signed": "inputs in [-1, 1]", "8bit": "8-bit grey levels"}
 _SLIDE = (
-    'A slide that many have copied says "1/127 = 0.08". 1/127 is 0.0079, about one grey level of inputs in [-1, 1]; '
-    "0.08 is ten grey levels, and the eye sees it."
+    'A slide that many have copied says "1/127 = 0.08" and means inputs in [-1, 1]. There 1/127 is 0.0079, about one '
+    "grey level, and 0.08 is about ten, which the eye sees; for inputs in [0, 1] they are about two and twenty."
 )
 
 
