@@ -181,6 +181,9 @@ def test_the_slide_error_is_the_example(capsys: pytest.CaptureFixture[str]) -> N
     assert "0.00787402" in said and "1/127 is 0.0079" in said
     assert call(["eps", "--help"]) == 0
     assert "1/127 as 0.08" in capsys.readouterr().out
+    assert call(["eps", "0.08"]) == 0
+    said = capsys.readouterr().out
+    assert "20 grey levels survive" in said and "[-1, 1]. There 1/127 is 0.0079, about one grey level, and" in said
     assert call(["eps", "8/255"]) == 0
     assert "slide" not in capsys.readouterr().out
 
@@ -297,8 +300,31 @@ def test_evaluate_without_arguments_is_the_main_job(
     assert line.endswith("suspect: not examined")
     for row in found["attacks"]:
         assert row["name"] in said
+    numbers = r" +(-?[\d,]+) +(-?[\d,]+) +(?:[\d.]+)? *$"
+    rows = [re.search(numbers, row) for row in said.splitlines() if "(clean)" not in row]
+    passes = [tuple(int(part.replace(",", "")) for part in row.groups()) for row in rows if row]
+    assert len(passes) == sum(not row["skipped"] for row in found["attacks"]) + 2  # the first look, and padding
+    assert [sum(column) for column in zip(*passes, strict=True)] == [found["forward_total"], found["backward_total"]]
+    assert passes[-1] == (-found["padding"]["forward"], -found["padding"]["backward"])
+    assert "not counted" not in said
     assert f"report: runs/{folder.name}/report.html" in said
     assert len(found["curve"]) == 5
+
+
+def test_the_screen_says_how_many_examples_are_invalid(tmp_path: Path) -> None:
+    import torch
+
+    from unfooled.cli._evaluate import summary
+    from unfooled.core.result import Evaluation, Status
+
+    outcome = [Status.INVALID, Status.SURVIVED, Status.INVALID]
+    found = torch.tensor([False, True, False])
+    x = torch.zeros(3, 1, 2, 2)
+    result = Evaluation(x=x, y=torch.zeros(3).long(), x_adv=x, clean=found, robust=found, outcome=outcome)
+    screen = _words.console()
+    with screen.capture() as said:
+        screen.print(summary(result, tmp_path))
+    assert "2 invalid examples not counted" in said.get() and "choice of 1 images" in said.get()
 
 
 def test_evaluate_json_prints_the_summary_and_nothing_else(
@@ -513,6 +539,9 @@ def test_attack_refuses(refused: Refused, tmp_path: Path, model: str) -> None:
         ("Did you mean 8/255?", ["3", "--threat", "linf(8)"]),
         ("give --data or a file", ["3", model]),
         ("--shape", [str(tmp_path / "none.png"), model, "--shape", "8x8"]),
+        ("no picture", ["²"]),
+        ("apgd", ["3", "--threat", "l0(10)"]),
+        ("an eps of at least 1/255.", ["3", "--threat", "linf(0.001)"]),
         ("fails on an input of shape 1 x 28 x 28", ["digits-cnn.png", "digits-cnn", "--shape", "1x28x28"]),
     ]
     from PIL import Image

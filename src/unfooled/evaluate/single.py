@@ -178,11 +178,11 @@ def _check_room(ball: Ball, bounds: tuple[float, float]) -> None:
         if ball.eps < 1:
             raise InputError(f"{ball!r} lets no value change; give an eps of at least 1.")
         return
-    step = (bounds[1] - bounds[0]) / files.LEVELS
-    if ball.eps < step * (1 - 1e-6):
+    width = bounds[1] - bounds[0]
+    if ball.eps * files.LEVELS < width * (1 - 1e-6):
         raise InputError(
-            f"{ball!r} is below one grey level ({step:.3g}): no other 8-bit picture lies in it, and nothing below half "
-            f"a grey level survives rounding; give an eps of at least {step:.3g}."
+            f"{ball!r} is below one grey level: no other 8-bit picture lies in it, and nothing below half a grey level "
+            f"survives rounding; give an eps of at least {width:g}/{files.LEVELS}."
         )
 
 
