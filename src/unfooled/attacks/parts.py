@@ -80,7 +80,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Start:
-    """From where: 'clean', 'uniform' in the ball, or 'warm' (the best point so far, then uniform from restart 1 on)."""
+    """From where: 'clean', 'uniform' in the ball, or 'warm' (the best point of the attack or restart before)."""
 
     kind: str = "clean"
 

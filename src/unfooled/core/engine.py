@@ -21,7 +21,7 @@ from .._noise import Noise, row_keys
 from .._rows import Batch
 from ..errors import InputError, TargetError
 from .attack import Attack, Problem
-from .goal import Goal, Untargeted, advantage
+from .goal import Goal, Untargeted, advantage, valid
 from .oracle import Answer, Oracle
 from .pool import Pool
 from .result import Progress, Status
@@ -111,7 +111,7 @@ class Engine:
                 raise InputError(f"Label {int(pool.y[i])} is outside 0..{self.classes - 1} (sample {i}).")
             pool.confidence_clean = pool.scores.softmax(1).amax(1)
             pool.confidence = pool.confidence_clean.clone()
-            pool.status[~pool.scores.isfinite().all(1).numpy()] = Status.INVALID
+            pool.status[~valid(pool.scores).numpy()] = Status.INVALID
         pool.to = self.goal.wanted(pool.y, pool.scores)
         seen = None if answer.scores is None else answer.scores.cpu()
         pool.lead = advantage(Answer(seen, pool.label), pool.y, pool.to).float()
@@ -122,7 +122,9 @@ class Engine:
 
     def run(self, attack: Attack[Any], todo: np.ndarray) -> int:
         """Attack the examples `todo`; return how many were attempted."""
-        todo = todo[~self._short(todo, attack.queries_per_step + 2)]  # a step, the last look and the re-check
+        short = self._short(todo, attack.queries_per_step + 2)  # a step, the last look and the re-check
+        self.pool.unrun[todo[short & (self.pool.forward[todo] <= 1)]] = True  # no attack could ask anything
+        todo = todo[~short]
         jobs = deque((int(i), 0) for i in todo)
         self.pool.lead[todo] = -torch.inf  # the best points of the attack before stay as this one's warm starts
         slots: _Slots | None = None

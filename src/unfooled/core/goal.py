@@ -51,15 +51,20 @@ class Targeted:
 Goal = Untargeted | Targeted
 
 
+def valid(scores: Tensor) -> Tensor:
+    """Whether scores [b, k] name an answer, bool [b]: no NaN, a finite best; -inf marks classes that are ruled out."""
+    return ~scores.isnan().any(1) & scores.amax(1).isfinite()
+
+
 def advantage(answer: Answer, y: Tensor, to: Tensor | None) -> Tensor:
     """By how much the goal is reached, [b]: the margin of the scores, or +-1 where only labels are known.
 
-    Positive is a success, strictly: a tie is none. A rejected or non-finite answer is never a success.
+    Positive is a success, strictly: a tie is none. A rejected answer or one that is none is never a success.
     """
     if answer.scores is None:
         won = answer.label != y if to is None else answer.label == to
         lead = won.to(torch.float32) * 2 - 1
     else:
         lead = margin(answer.scores, y) if to is None else margin_targeted(answer.scores, to)
-        lead = torch.where(answer.scores.isfinite().all(1), lead, -torch.inf)
+        lead = torch.where(valid(answer.scores), lead, -torch.inf)
     return lead if answer.accepted is None else torch.where(answer.accepted, lead, -torch.inf)

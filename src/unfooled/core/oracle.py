@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .._rows import Batch
-from ..errors import AccessError
+from ..errors import AccessError, TargetError
 from .access import Access
 
 if TYPE_CHECKING:
@@ -75,7 +75,12 @@ class Oracle:
             scores = self.target.scores(leaf)
             self.forward += len(x)
             value = loss(scores)
-            (grad,) = torch.autograd.grad(value.sum(), leaf)
+            grad = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+        if grad is None:
+            raise TargetError(
+                "The target's scores do not depend on the input through autograd (no_grad, detach or NumPy in "
+                "forward?); attack it by its scores: access scores."
+            )
         self.backward += len(x)
         scores = scores.detach()
         return Answer(scores, scores.argmax(1)), value.detach(), grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)

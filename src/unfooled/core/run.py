@@ -155,7 +155,7 @@ def run(
             if more:
                 _more(engine, more, rows)
         except KeyboardInterrupt:
-            if not salvage:
+            if not salvage or bool((pool.label_clean < 0).all()):  # nothing is known yet
                 raise
             interrupted = True
             pool.unrun[:] = True

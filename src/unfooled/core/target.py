@@ -144,7 +144,11 @@ def untouched(target: Target) -> Iterator[None]:
     mode, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
     try:
         root.eval()
-        yield
+        recurrent = cuda and any(
+            isinstance(m, nn.RNNBase) for m in modules
+        )  # cuDNN has no backward for these in eval mode
+        with torch.backends.cudnn.flags(enabled=False) if recurrent else contextlib.nullcontext():
+            yield
     finally:
         for m, flag in zip(modules, flags, strict=True):
             m.training = flag

@@ -61,8 +61,11 @@ class Ball(Threat):
             raise InputError(f"eps must be 0 or larger, not {self.eps}.")
 
     def __repr__(self) -> str:
-        """Return what users write: linf(0.1)."""
-        return f"{self.norm}({'' if math.isinf(self.eps) else format(self.eps, '.6g')})"
+        """Return what users write, exactly: linf(0.1), linf(8/255)."""
+        levels = round(self.eps * 255) if self.bounded else 0
+        if levels and levels / 255 == self.eps and levels % 255:
+            return f"{self.norm}({levels}/255)"
+        return f"{self.norm}({'' if math.isinf(self.eps) else repr(float(self.eps)).removesuffix('.0')})"
 
     @property
     def bounded(self) -> bool:

@@ -85,6 +85,8 @@ def evaluate(
     images = _data(data, y, limit, data_dir, model)
     if threat is None:
         raise InputError("evaluate needs a threat, for example uf.linf(8/255).")
+    if not isinstance(threat, Ball | str):
+        raise InputError(f"{threat!r} is no threat; write for example uf.linf(8/255) or 'linf(8/255)'.")
     ball = (parse_threat(threat) if isinstance(threat, str) else threat).within(model.bounds)
     notes = [*images.notes, *check_threat(ball, model.bounds)]
     chosen = _suite(suite)
@@ -99,7 +101,7 @@ def evaluate(
         "salvage": True,
     }
 
-    def attack(part: slice, deadline: float | None = None) -> Run:
+    def attack(part: slice | np.ndarray, deadline: float | None = None) -> Run:
         return run(
             chosen.attacks,
             model,
@@ -123,7 +125,9 @@ def evaluate(
     points, stopped = None, whole.interrupted
     if curve and not stopped and not (budget and time.monotonic() - begun > budget):
         deadline = begun + budget if budget else None
-        points, stopped = _curve(model, images, whole, ball, seed, batch_size, deadline, order, access)
+        points, stopped = _curve(model, images, whole, ball, deadline, order, settings)
+        if points is None and not stopped:
+            notes.append("No accuracy-versus-eps curve: suite quick does not apply, or no time was left.")
     return Evaluation(
         x=images.x.cpu(),
         y=whole.y,
@@ -147,9 +151,9 @@ def evaluate(
         seed=seed,
         target=model.name,
         data=images.name,
-        classes=model.classes or (list(images.classes) if images.classes else None),
+        classes=model.classes or _shifted(images.classes, order.offset),
         status="suspect",
-        reasons=["not examined", *order.reasons],
+        reasons=["not examined", *order.reasons, *_invalid(whole.status)],
         attacks=whole.attacks,
         seconds=time.monotonic() - begun,
         curve=points,
@@ -185,6 +189,19 @@ def evaluate(
             "interrupted": stopped,
         },
     )
+
+
+def _invalid(status: Sequence[Status]) -> list[str]:
+    """Return the reason for doubt that answers without a best class give."""
+    count = sum(s is Status.INVALID for s in status)
+    return [f"{count} of {len(status)} clean answers were NaN or infinite and are counted nowhere"] if count else []
+
+
+def _shifted(names: Sequence[str] | None, offset: int) -> list[str] | None:
+    """Return the data's class names at the places that their labels have after the shift."""
+    if not names:
+        return None
+    return ["(no such class)"] * offset + list(names) if offset >= 0 else list(names)[-offset:]
 
 
 def versions() -> dict[str, str]:
@@ -234,27 +251,33 @@ def _budgeted(
 ) -> list[Run]:
     """Price the suite on a few images, then go block by block until the budget ends; the rest stays not_run."""
     at = min(PILOT, n)
-    first = attack(slice(0, at), 0.0)  # the clean look alone: every image gets one, whatever the budget
-    deadline = begun + budget * 0.95 - first.seconds / at * (n - at)
-    if first.interrupted:
-        return [first, *([attack(slice(at, n), 0.0)] if at < n else [])]
+    spread = np.unique(np.linspace(0, n - 1, min(n, 256)).astype(np.int64))  # sorted data must not hide classes
+    first = attack(spread, 0.0)  # the clean look alone: every image gets one, whatever the budget
+    deadline = begun + budget * 0.95 - first.seconds / len(spread) * (n - at)
     runs = [attack(slice(0, at), deadline)]
-    runs[0].forward += first.forward
-    runs[0].padding += first.padding
     price = runs[0].seconds / at
     need = price * (n - at)
     left = deadline - time.monotonic()
-    verdict = "all are attempted" if need <= left else f"about {at + int(max(left, 0) / price)} of {n} fit"
-    notes.append(
-        f"Budget {budget:g} s: {at} images took {runs[0].seconds:.1f} s, "
-        f"so {n} would take about {price * n:.0f} s; {verdict}."
-    )
+    if Status.NOT_RUN in runs[0].status:
+        notes.append(f"Within {budget:.3g} s not even the first {at} images could be finished.")
+    else:
+        verdict = "all are attempted" if need <= left else f"about {at + int(max(left, 0) / price)} of {n} fit"
+        notes.append(
+            f"Within {budget:.3g} s: {at} images took {runs[0].seconds:.1f} s, "
+            f"so {n} would take about {price * n:.0f} s; {verdict}."
+        )
     while at < n and not runs[-1].interrupted:
         size = n - at if need <= left / 2 else max(width, PILOT)
         runs.append(attack(slice(at, at + size), deadline))
         at += size
     if at < n:
         runs.append(attack(slice(at, n), 0.0))
+    seen = np.zeros(n, dtype=np.int64)
+    seen[spread] = first.forward
+    for part in runs:
+        part.forward += seen[: len(part.forward)]
+        seen = seen[len(part.forward) :]
+    runs[0].padding += first.padding
     return runs
 
 
@@ -318,11 +341,9 @@ def _curve(
     images: Data,
     whole: Run,
     ball: Ball,
-    seed: int,
-    batch_size: int | str,
     deadline: float | None,
     order: Order,
-    access: Access | None,
+    settings: dict[str, Any],
 ) -> tuple[list[CurvePoint] | None, bool]:
     """Return robust accuracy of suite quick at five sizes, and whether Ctrl-C ended it.
 
@@ -344,14 +365,11 @@ def _curve(
                 _rows.take(images.x, index),
                 images.y[index],
                 replace(ball, eps=eps),
-                batch_size=batch_size,
-                seed=seed,
                 deadline=deadline,
                 relabel=order,
-                access=access,
-                salvage=True,
+                **settings,
             )
-            if found.interrupted or Status.NOT_RUN in found.status:
+            if found.interrupted or Status.NOT_RUN in found.status or all(r.skipped for r in found.attacks):
                 return points or None, found.interrupted
             standing[index[found.success.numpy()]] = False
         if n:

@@ -45,6 +45,11 @@ class Order:
         self.reasons: list[str] = []
         self._offset: int | None = None
 
+    @property
+    def offset(self) -> int:
+        """What was added to every label."""
+        return self._offset or 0
+
     def __call__(self, scores: Tensor, y: Tensor) -> Tensor:
         """Return the labels to go by, int64 [n]."""
         if self._offset is None:
@@ -55,7 +60,11 @@ class Order:
         n, k = scores.shape
         label = scores.argmax(1)
         right = int((label == y).sum())
-        if wilson(right, n)[0] > min(1.5 / k, 0.55) or int(y.min()) < 0 or n < 8:
+        if right / n > (0.65 if k == 2 else 0.5) or wilson(right, n)[0] > min(1.5 / k, 0.55) or int(y.min()) < 0:
+            return 0
+        chance = f"clean accuracy {right / n:.1%} on {n} examples is at chance level for {k} classes"
+        if n < 8 or len(y.unique()) < 2:
+            self.reasons.append(f"{chance}: too few examples or classes to say why")
             return 0
         for offset in (1, -1):
             shifted = int((label == y + offset).sum())
@@ -67,12 +76,12 @@ class Order:
                     "evaluated with the shift."
                 )
                 return offset
-        if int(y.max()) < k and n >= 4 * len(y.unique()):
+        if int(y.max()) < k:
+            if n < 4 * len(y.unique()):
+                self.reasons.append(f"{chance}: too few examples to tell whether the classes are in another order")
+                return 0
             self._order(label, y, k, right)
-        self.reasons.append(
-            f"clean accuracy {right / n:.1%} is at chance level for {k} classes: "
-            "no shift or order of the classes explains it"
-        )
+        self.reasons.append(f"{chance}: no shift or order of the classes explains it")
         return 0
 
     def _order(self, label: Tensor, y: Tensor, k: int, right: int) -> None:
