@@ -84,7 +84,9 @@ def test_the_numbers_follow_from_the_rows_and_the_rows_are_true(suite: str) -> N
     assert ran[-1].robust_accuracy_after == pytest.approx(result.robust_accuracy)
     left = result.count(Status.SURVIVED, Status.BROKEN)
     for row in ran:
-        assert row.attempted == left and row.paper
+        only_some = row.name in map(repr, attacks.SUITES[suite].more)
+        assert row.attempted == left or (only_some and row.attempted < left)
+        assert row.paper
         left -= row.broken
         assert result.broken_by.count(row.name) >= row.broken
     with torch.no_grad():
@@ -479,7 +481,7 @@ def test_a_budget_that_is_too_small_ends_in_time_with_a_bracket() -> None:
     low, high = result.bracket
     assert low == result.count(Status.SURVIVED) / 80 < high == result.robust_accuracy
     assert result.clean_accuracy == 72 / 80, "every image gets its clean look"
-    assert any("Budget 1.5 s" in note and "fit" in note for note in result.notes)
+    assert any("Within 1.5 s" in note and "fit" in note for note in result.notes)
     assert "not finished" in result.at_most
     full = uf.evaluate(net, x, y, uf.linf(1e-4), suite=["pgd(steps=60)"])
     assert low <= full.robust_accuracy <= high
@@ -514,7 +516,7 @@ class Interrupted(nn.Module):
 
 
 @pytest.mark.parametrize("budget", [None, 60.0])
-@pytest.mark.parametrize("call", [1, 2, 5, 20, 45])
+@pytest.mark.parametrize("call", [10, 20, 45, 60])
 def test_ctrl_c_leaves_what_was_found_readable(call: int, budget: float | None) -> None:
     net, x, y = case(60)
     target = Interrupted(net, call)
@@ -528,6 +530,34 @@ def test_ctrl_c_leaves_what_was_found_readable(call: int, budget: float | None) 
     with torch.no_grad():
         broken = torch.tensor([o is Status.BROKEN for o in result.outcome])
         assert (net(result.x_adv).argmax(1)[broken] != result.y[broken]).all()
+
+
+@pytest.mark.parametrize("budget", [None, 60.0])
+def test_ctrl_c_before_the_first_answer_has_nothing_to_keep(budget: float | None) -> None:
+    net, x, y = case(60)
+    with pytest.raises(KeyboardInterrupt):
+        uf.evaluate(Interrupted(net, 2), x, y, uf.linf(0.05), suite=CHEAP, budget=budget, batch_size=16)
+
+
+def test_ctrl_c_in_the_look_of_a_later_block_keeps_the_blocks_before() -> None:
+    net, x, y = case(60)
+
+    class Third(nn.Module):
+        """Interrupts when it sees the 40th image as it is, for the second time."""
+
+        seen = 0
+
+        def forward(self, v: Tensor) -> Tensor:
+            self.seen += int((v == x[40]).flatten(1).all(1).any())
+            if self.seen == 2:
+                self.seen += 1
+                raise KeyboardInterrupt
+            time.sleep(0.0002 * len(v))
+            return net(v)
+
+    result = uf.evaluate(Third(), x, y, uf.linf(0.05), suite=["pgd(steps=40)"], budget=0.7, batch_size=8)
+    assert result.settings["interrupted"] and result.count(Status.BROKEN) > 0 and result.count(Status.NOT_RUN) > 0
+    assert result.clean_accuracy == 54 / 60
 
 
 def test_ctrl_c_during_the_curve_keeps_the_result() -> None:

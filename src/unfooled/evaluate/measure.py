@@ -268,7 +268,10 @@ def _budgeted(
         )
     while at < n and not runs[-1].interrupted:
         size = n - at if need <= left / 2 else max(width, PILOT)
-        runs.append(attack(slice(at, at + size), deadline))
+        try:
+            runs.append(attack(slice(at, at + size), deadline))
+        except KeyboardInterrupt:  # in the block's first look: what the blocks before found stays
+            runs.append(replace(attack(slice(at, at + size), 0.0), interrupted=True))
         at += size
     if at < n:
         runs.append(attack(slice(at, n), 0.0))
@@ -359,16 +362,19 @@ def _curve(
     ):
         index = np.flatnonzero(standing)
         if len(index):
-            found = run(
-                named_suite("quick").attacks,
-                model,
-                _rows.take(images.x, index),
-                images.y[index],
-                replace(ball, eps=eps),
-                deadline=deadline,
-                relabel=order,
-                **settings,
-            )
+            try:
+                found = run(
+                    named_suite("quick").attacks,
+                    model,
+                    _rows.take(images.x, index),
+                    images.y[index],
+                    replace(ball, eps=eps),
+                    deadline=deadline,
+                    relabel=order,
+                    **settings,
+                )
+            except KeyboardInterrupt:  # in the first look at this size
+                return points or None, True
             if found.interrupted or Status.NOT_RUN in found.status or all(r.skipped for r in found.attacks):
                 return points or None, found.interrupted
             standing[index[found.success.numpy()]] = False
