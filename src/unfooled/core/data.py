@@ -195,7 +195,7 @@ def load_data(
             first examples are spread evenly over its classes instead.
         data_dir: where named data sets lie; default the variable UNFOOLED_DATA, then ../shared/data.
         resize: an int makes the shorter side this long and keeps the centre square; (h, w) stretches.
-        classes: one name per label; for a folder also which class folder has which label, unless the folders are named by
+        classes: one name per label; for a folder also which class folder has which label, unless the folders are named
             numbers, which are labels.
         bounds: what float images are checked against; uint8 images are divided by 255.
         allow_hub: fetch named data from the Hugging Face hub when the data directory has it not; default the variable
