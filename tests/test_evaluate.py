@@ -186,6 +186,8 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "offset per image": lambda z: z + 50 * z[:, :1].detach(),
     "log-probabilities": lambda z: z.log_softmax(1),
     "a class that never wins": lambda z: torch.cat([z, z.detach().amin(1, keepdim=True) - 100], 1),
+    "a class that is ruled out": lambda z: torch.cat([z, torch.full((len(z), 1), -torch.inf)], 1),
+    "a class that is masked": lambda z: torch.cat([z, torch.full((len(z), 1), -1e9)], 1),
     "half precision": lambda z: z.half(),
     "double precision": lambda z: z.double(),
 }

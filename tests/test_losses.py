@@ -188,6 +188,23 @@ def test_all_scores_equal(k: int) -> None:
         assert bool(g.isfinite().all()) and bool((g.gather(1, wanted[:, None]) > 0).all())
 
 
+@pytest.mark.parametrize("k", [2, 3, 4, 10])
+def test_classes_at_minus_infinity_are_ruled_out(k: int) -> None:
+    z, y, wanted = scores(k)
+    y = z.argmax(1)
+    wanted = torch.where(wanted == y, (y + 1) % k, wanted)
+    more = torch.cat([z, torch.full((len(z), 2), -torch.inf)], 1)
+    for name, loss in UNTARGETED.items():
+        value, g = loss(more, y), grad(loss, more, y)
+        assert bool(value.isfinite().all()) and bool(g[:, :k].isfinite().all()), name
+        assert bool((g.gather(1, y[:, None]) < 0).all()), name
+    assert torch.equal(losses.margin(more, y), losses.margin(z, y))
+    for name, towards in TARGETED.items():
+        value, g = towards(more, wanted, y), grad(towards, more, wanted, y)
+        assert bool(value.isfinite().all()) and bool(g[:, :k].isfinite().all()), name
+        assert bool((g.gather(1, wanted[:, None]) > 0).all()), name
+
+
 def test_three_classes_towards_the_least_likely_one() -> None:
     """The targeted DLR of three classes would be constant there: (z_3 - z_1) / (z_1 - z_3)."""
     z = torch.tensor([[3.0, 2.0, 1.0]])

@@ -92,5 +92,5 @@ def _precise(scores: Tensor) -> Tensor:
 
 
 def _over(value: Tensor, scale: Tensor) -> Tensor:
-    """value / scale; where the scale is zero (all scores tie) the value itself."""
-    return value / torch.where(scale > 0, scale, 1.0)
+    """value / scale; where the scale is zero (all scores tie) or infinite (classes ruled out) the value itself."""
+    return value / torch.where((scale > 0) & scale.isfinite(), scale, 1.0)

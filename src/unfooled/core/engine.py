@@ -252,11 +252,10 @@ class Engine:
         answer = self._look(x)
         pool.forward[example] += 1
         lead = advantage(answer, rows.p.y, rows.p.to)
-        tolerance = (
-            0.0
-            if answer.scores is None
-            else 4 * torch.finfo(answer.scores.dtype).eps * answer.scores.float().abs().amax(1)
-        )
+        tolerance: Tensor | float = 0.0
+        if answer.scores is not None:  # the two best alone: classes may be ruled out by -1e9 or -inf
+            size = answer.scores.float().topk(2, dim=1).values.nan_to_num(neginf=0.0).abs().amax(1)
+            tolerance = 4 * torch.finfo(answer.scores.dtype).eps * size
         sure = (legal & (lead > tolerance)).cpu().numpy()
         distance = self.threat.distance(x, rows.p.x0).cpu().double()
         nearer = ~(pool.distance[example] <= distance).numpy()  # a restart may have found a smaller change already
