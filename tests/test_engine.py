@@ -456,6 +456,19 @@ def test_ties_are_neither_successes_nor_mistakes() -> None:
     assert uf.run([], Tied(), x, y, uf.linf(0.3), access=uf.Access.LABEL).status == [Status.SURVIVED] * 2
 
 
+def test_a_tie_on_the_way_does_not_end_the_search() -> None:
+    class TieFirst(Scripted):
+        def step(self, p: Problem, s: Count) -> tuple[Count, Trial]:
+            assert isinstance(p.x0, Tensor)
+            x = p.x0.clone()
+            x[:, 0] = torch.tensor([0.5, 0.6, 0.6, 0.7, 0.8])[s.t.clamp(max=4)]
+            return replace(s, t=s.t + 1), Trial(x, p.oracle.scores(x))
+
+    x, y = scripted_inputs(0)
+    out = uf.run(TieFirst(length=5), step_target(), x, y, uf.linf(0.3))
+    assert out.success.all() and out.steps.tolist() == [4] and out.vanished == 0
+
+
 def test_margins_within_rounding_do_not_count() -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
