@@ -40,7 +40,7 @@ SUITES: dict[str, Suite] = {
         Suite(
             "standard",
             "this project",
-            "The measure: within a point of AutoAttack's standard set where compared, at about a tenth of its gradients.",
+            "The measure: within a point of AutoAttack's standard set where compared, with a tenth of its gradients.",
             (
                 pgd(steps=25, schedule="cosine"),
                 pgd_targeted(steps=7, targets=9, step_size=2.0, loss="margin", schedule="cosine"),
