@@ -451,7 +451,7 @@ def test_a_budget_ends_in_time_with_a_bracket(capsys: pytest.CaptureFixture[str]
     low, high = found["bracket"]
     assert found["done"] < found["n"] and low < high == found["robust_accuracy"]
     said = capsys.readouterr().out
-    assert "not finished" in said and "note: Budget" in said
+    assert "not finished" in said and "note: Within" in said
 
 
 def test_a_budget_that_loading_uses_up_is_refused(refused: Refused, tmp_path: Path, model: str, pictures: str) -> None:
