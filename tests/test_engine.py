@@ -1,6 +1,7 @@
 """The engine: slots, steps, budgets, goals, memory, deadlines, Ctrl-C, and what it refuses to count."""
 
 import math
+import random
 import subprocess
 import sys
 import time
@@ -725,6 +726,43 @@ def test_progress_tells_of_every_attack_and_ends_complete() -> None:
     assert told[-1].robust == out.status.count(Status.SURVIVED) / 20
     assert all(0 <= p.done <= p.total and p.seconds >= 0 for p in told)
     assert told[-1].forward == out.forward.sum() + out.padding[0]
+
+
+# ---- all of it together
+
+MIXED = ("fgsm()", "pgd(steps=3,restarts=3)", "apgd(steps=7)", "apgd_targeted(steps=4,targets=3)", "square(queries=13)",
+         "pgd_targeted(steps=3,start='warm')", "apgd(steps=5,restarts=2,start='warm',loss='dlr')")  # fmt: skip
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_setting_changes_what_another_one_promises(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any cascade, goal, budget, width, memory and way of looking: equal results, exact ledger, budget kept."""
+
+    class Seldom(Engine):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.lazy = True
+
+    pick = random.Random(part).choice
+    for _ in range(25):
+        net, x, y = small_case(pick([1, 2, 5, 13]))
+        cascade = [pick(MIXED) for _ in range(pick([1, 1, 2, 3]))]
+        threat = pick([uf.linf, uf.l2])(pick([0.0, 0.01, 0.06, 0.3]))
+        queries, cap, late = pick([None, None, 1, 2, 3, 5, 9, 17]), pick([None, None, 1, 3, 7]), pick([True, False])
+        settings = {"goal": pick([None, uf.Targeted(to=2)]), "queries": queries, "seed": pick([0, 1])}
+        expected = uf.run(cascade, net, x, y, threat, batch_size=64, **settings)
+        spy = Spy(net)
+        target = spy if cap is None else Cramped(spy, cap, out_of_memory, backward=late)
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "Engine", pick([Engine, Seldom]))
+            out = uf.run(cascade, target, x, y, threat, batch_size=pick([1, 2, 3, 8, "auto"]), **settings)
+        assert queries is None or (out.forward <= queries).all()
+        if cap is None or queries is None:  # what starts again for want of memory has spent queries
+            assert_same(expected, out, (*ROWS, "forward", "backward") if cap is None else ROWS)
+        if cap is None or late:
+            assert out.forward.sum() + out.padding[0] + out.overrun[0] == spy.forward_rows
+        if cap is None or not late:
+            assert out.backward.sum() + out.padding[1] + out.overrun[1] == spy.backward_rows
 
 
 # ---- targets and inputs with habits
