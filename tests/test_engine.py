@@ -188,6 +188,45 @@ def test_a_cascade_attacks_what_is_left_and_starts_warm() -> None:
     assert sum(r.backward for r in out.attacks) == out.backward.sum() + out.padding[1]
 
 
+@dataclass(frozen=True, repr=False)
+class Watching(Scripted):
+    """Keeps the warm points and their scores that it is given, and wins nothing."""
+
+    by: float = 0.0
+
+    def init(self, p: Problem) -> Count:
+        assert self.seen is not None
+        self.seen.append((p.warm, p.scores, p.clean, p.x0))
+        return super().init(p)
+
+
+def test_the_best_point_of_an_attack_is_the_next_ones_warm_start_and_its_margin_is_told() -> None:
+    net, x, y = small_case(30)
+    given: list[Any] = []
+    shown: list[Tensor] = []
+
+    def recorder(v: Tensor) -> Tensor:
+        shown.append(v.detach().clone())
+        return net(v)
+
+    attack = attacks.pgd(steps=6, restarts=2)
+    out = uf.run([attack, Watching(length=1, seen=given)], recorder, x, y, uf.linf(0.03))
+    left = [i for i, s in enumerate(out.status) if s is Status.SURVIVED]
+    warm, scores, clean, x0 = given[0]
+    assert torch.equal(x0, x[left]) and torch.allclose(clean, net(x0)) and torch.allclose(scores, net(warm))
+    own = scores.gather(1, y[left, None])[:, 0]
+    margin = own - scores.scatter(1, y[left, None], -torch.inf).amax(1)
+    assert torch.allclose(margin, out.margin[left], atol=1e-6) and bool((margin > 0).all())
+    points = torch.cat(shown)
+    for at, i in enumerate(left):  # nothing that was shown for this image came nearer
+        near = points[(points - x[i]).abs().amax(1) <= 0.0301]
+        z = net(near).detach()
+        best = (z[:, y[i]] - z.scatter(1, y[i].expand(len(z), 1), -torch.inf).amax(1)).min()
+        assert abs(float(best - margin[at])) < 1e-6
+    first = uf.run(attack, net, x, y, uf.linf(0.03))
+    assert torch.equal(first.margin[left], out.margin[left]), "a weaker attack afterwards does not raise the margin"
+
+
 # ---- the path on devices where a look costs a synchronisation
 
 
@@ -374,14 +413,20 @@ def test_a_budget_is_used_and_cuts_a_long_attack() -> None:
 
 
 def test_refused_successes_do_not_overdraw_the_budget() -> None:
-    """A success that the re-check refuses has cost one query more than a step."""
+    """A success that the re-check refuses has cost one query more than a step; a last iterate costs one as well."""
+
+    class WithLast(AlwaysWins):
+        def last(self, p: Problem, s: Count) -> Any:
+            return p.x0
+
     flaky = Flaky(step_target())
     x, y = scripted_inputs(0)
-    for queries in range(1, 15):
-        flaky.calls = 0
-        spy = Spy(flaky)
-        out = uf.run(AlwaysWins(length=8), spy, x, y, uf.linf(0.3), queries=queries)
-        assert spy.forward_rows <= queries and out.forward[0] <= queries and not out.success.any()
+    for attack in (AlwaysWins(length=8), WithLast(length=8), WithLast(length=1)):
+        for queries in range(1, 22):
+            flaky.calls = 0
+            spy = Spy(flaky)
+            out = uf.run(attack, spy, x, y, uf.linf(0.3), queries=queries)
+            assert spy.forward_rows <= queries and out.forward[0] <= queries and not out.success.any()
 
 
 def test_zero_queries_is_refused() -> None:
