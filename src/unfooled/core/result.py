@@ -7,7 +7,7 @@ computed from the arrays, so that a page, a file and a test can never disagree a
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,9 +25,27 @@ class Status(StrEnum):
     SKIPPED = "skipped"  # no attack of the suite applies to it
     INVALID = "invalid"  # not a legal input (NaN, out of bounds); counted nowhere
     NOT_RUN = "not_run"  # classified right, but the budget ended before its attacks did
+    FAILED = "failed"  # the target raised on it (or on what attacks made of it); neither broken nor robust
 
 
-UNDECIDED = (Status.SKIPPED, Status.NOT_RUN)
+UNDECIDED = (Status.SKIPPED, Status.NOT_RUN, Status.FAILED)
+
+Consequence = Literal["noted", "repaired", "escalated", "suspect", "withheld"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the doctor or a control of the verdict found: an id of the catalogue, a measured figure, a sentence.
+
+    `title` is what the verdict's line says in a few words. `consequence`: noted (said, nothing more), repaired (the
+    number stands), escalated (other attacks were run because of it), suspect or withheld (so is the number).
+    """
+
+    id: str
+    title: str
+    sentence: str
+    consequence: Consequence
+    figure: float | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +130,15 @@ class Evaluation:
     target: str = ""
     data: str = ""
     classes: list[str] | None = None
-    status: str = "suspect"
+    survival: Tensor = field(default_factory=lambda: torch.empty(0))  # [n] share of draws right at the worst point
+    draws: int = 1  # draws behind `survival`; 1: the target is not random
+    on_grid: Tensor = field(default_factory=lambda: torch.empty(0))  # bool [n] broken by an image of 8-bit values too
+    rejected_clean: Tensor = field(default_factory=lambda: torch.empty(0))  # bool [n]; empty: the target never rejects
+    rejected_adv: Tensor = field(default_factory=lambda: torch.empty(0))  # bool [n] an attack made it reject
+    findings: list[Finding] = field(default_factory=list)
+    status: str = "suspect"  # trusted, suspect or withheld
     reasons: list[str] = field(default_factory=lambda: ["not examined"])
+    check_seconds: float = 0.0  # of `seconds`: the doctor and the controls of the verdict
     attacks: list[AttackRow] = field(default_factory=list)
     seconds: float = 0.0
     curve: list[CurvePoint] | None = None
