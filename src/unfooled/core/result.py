@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from unfooled.errors import InputError
-from unfooled.stats import wilson
+from unfooled.stats import mean_interval, wilson
 
 
 class Status(StrEnum):
@@ -98,6 +98,29 @@ class CurvePoint:
         return cls(eps, robust / n, n, low, high)
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """Shares of the counted examples, before any attack (`clean_`) and at the worst input found.
+
+    `right` is right and accepted throughout, `rejected` includes those that an attack made the target reject; what is
+    left is wrong and accepted.
+    """
+
+    clean_right: float
+    clean_rejected: float
+    right: float
+    rejected: float
+
+    @property
+    def wrong(self) -> dict[str, float]:
+        """What is left: wrong and accepted, before and under attack."""
+        left = {
+            "clean_wrong_accepted": 1 - self.clean_right - self.clean_rejected,
+            "wrong_accepted": 1 - self.right - self.rejected,
+        }
+        return {name: max(0.0, share) for name, share in left.items()}
+
+
 @dataclass(kw_only=True, eq=False, repr=False)
 class Evaluation:
     """The result of attacking `n` examples: arrays whose first axis is the example, and what was run.
@@ -176,6 +199,11 @@ class Evaluation:
         for name in rows:
             if (length := len(getattr(self, name))) != n:
                 raise InputError(f"{name} has {length} rows, but there are {n} labels; give one row per example.")
+        for name in ("survival", "on_grid", "rejected_clean", "rejected_adv"):
+            if (length := len(getattr(self, name))) not in (0, n):
+                raise InputError(
+                    f"{name} has {length} rows, but there are {n} labels; give one row per example, or none."
+                )
         self.outcome = [Status(o) for o in self.outcome]
         for i, (o, c, r) in enumerate(zip(self.outcome, self.clean.tolist(), self.robust.tolist(), strict=True)):
             fits = {Status.MISCLASSIFIED: not c and not r, Status.BROKEN: c and not r, Status.SURVIVED: c and r,
@@ -209,20 +237,103 @@ class Evaluation:
 
     @property
     def robust_accuracy(self) -> float:
-        """Share of the examples that no attack has broken: an upper bound, examples not finished counted as robust."""
-        return self._share(self.count(Status.SURVIVED, *UNDECIDED))
+        """Share of the examples that no attack has broken: an upper bound, examples not finished counted as robust.
+
+        For a random target (draws > 1) the mean of `survival`: the share right on a fresh draw at the worst point.
+        """
+        return _mean(self._shares())
 
     @property
     def robust_interval(self) -> tuple[float, float]:
-        """95% Wilson interval of `robust_accuracy`: it covers the choice of images, not attacks left untried."""
-        return wilson(self.count(Status.SURVIVED, *UNDECIDED), self.n) if self.n else (0.0, 1.0)
+        """95% interval of `robust_accuracy`: it covers the choice of images, not attacks left untried.
+
+        Wilson's for a target that answers alike each time; for a random one the mean's over the examples.
+        """
+        return self._interval(self._shares())
 
     @property
     def bracket(self) -> tuple[float, float] | None:
         """Robust accuracy with the unfinished examples counted as broken and as robust; None when all finished."""
         if self.done == self.n:
             return None
-        return self._share(self.count(Status.SURVIVED)), self.robust_accuracy
+        return _mean(self._shares(undecided=0.0)), self.robust_accuracy
+
+    @property
+    def grid_accuracy(self) -> float | None:
+        """Robust accuracy against files: an example is broken only where an image of 8-bit values breaks it too.
+
+        None when nothing was rounded.
+        """
+        return _mean(self._grid()) if len(self.on_grid) else None
+
+    @property
+    def grid_interval(self) -> tuple[float, float] | None:
+        """95% interval of `grid_accuracy`; None when nothing was rounded."""
+        return self._interval(self._grid()) if len(self.on_grid) else None
+
+    @property
+    def success_rate(self) -> float:
+        """Share of the examples right before any attack that were broken; NaN when none was right."""
+        right = self.n - self.count(Status.MISCLASSIFIED)
+        return self.count(Status.BROKEN) / right if right else math.nan
+
+    @property
+    def success_interval(self) -> tuple[float, float]:
+        """95% Wilson interval of `success_rate`."""
+        return wilson(self.count(Status.BROKEN), self.n - self.count(Status.MISCLASSIFIED))
+
+    @property
+    def rejection(self) -> "Rejection | None":
+        """Accuracy and rejection together, before and under attack; None for a target that never rejects."""
+        if not len(self.rejected_clean):
+            return None
+        counted = self.counted
+        before = self.rejected_clean.bool() & counted
+        after = self.rejected_adv.bool() if len(self.rejected_adv) else torch.zeros_like(before)
+        after = (before & ~self.clean | self.robust & after) & counted
+        return Rejection(
+            clean_right=self._share(int((self.clean & ~before & counted).sum())),
+            clean_rejected=self._share(int(before.sum())),
+            right=self._share(int((self.robust & ~after & counted).sum())),
+            rejected=self._share(int(after.sum())),
+        )
+
+    @property
+    def withheld(self) -> bool:
+        """Whether the number is not given as a result."""
+        return self.status == "withheld"
+
+    def exit_code(self, fail_under: float | None = None) -> int:
+        """Return 0 trusted, 3 suspect, 4 withheld; 5 when `fail_under`, a share in [0, 1], is not met.
+
+        It is met by a trusted number whose interval lies at or above it with unfinished examples counted as broken.
+        """
+        if fail_under is not None:
+            if not 0 <= fail_under <= 1:
+                raise InputError(f"fail_under is a share from 0 to 1, not {fail_under:g}; write 0.45 for 45%.")
+            met = self.n > 0 and self._interval(self._shares(undecided=0.0))[0] >= fail_under
+            if self.status != "trusted" or not met:
+                return 5
+        return {"trusted": 0, "withheld": 4}.get(self.status, 3)
+
+    def _shares(self, undecided: float = 1.0) -> Tensor:
+        """Return float64 [n]: how far each counted example stands; `undecided` for those whose attacks did not end."""
+        standing = {Status.SURVIVED: 1.0} | dict.fromkeys(UNDECIDED, undecided)
+        shares = torch.tensor([standing.get(o, 0.0) for o in self.outcome], dtype=torch.float64)
+        if self.draws > 1 and len(self.survival):
+            open_ = torch.tensor([o in UNDECIDED for o in self.outcome], dtype=torch.bool)
+            known = self.survival.isfinite() & ~open_
+            shares = torch.where(known, self.survival.double().clamp(0, 1), shares)
+        return shares[self.counted]
+
+    def _grid(self) -> Tensor:
+        only_floats = torch.tensor([o is Status.BROKEN for o in self.outcome]) & ~self.on_grid.bool()
+        return self._shares().masked_fill(only_floats[self.counted], 1.0)
+
+    def _interval(self, shares: Tensor) -> tuple[float, float]:
+        if self.draws > 1 and len(self.survival):
+            return mean_interval(shares.tolist())
+        return wilson(int(shares.sum()), len(shares))
 
     @property
     def forward_total(self) -> int:
@@ -245,6 +356,8 @@ class Evaluation:
     @property
     def at_most(self) -> str:
         """The number as a sentence that says what it bounds and what its interval covers."""
+        if self.withheld:
+            return f"Withheld, no number is given: {'; '.join(self.reasons)}."
         low, high = self.robust_interval
         text = (
             f"At most {self.robust_accuracy:.1%} of {self.n} examples stay classified correctly within {self.threat}; "
@@ -263,29 +376,49 @@ class Evaluation:
 
     def summary(self) -> dict[str, Any]:
         """Return what `summary.json` holds: plain numbers, strings, lists and dicts; unknown numbers are None."""
+        held = self.withheld  # what was measured is then no result: it stands under its own name alone
         attacks = [{k: _plain(v) for k, v in vars(row).items()} for row in self.attacks]
         curve = None if self.curve is None else [{k: _plain(v) for k, v in vars(p).items()} for p in self.curve]
+        if held:
+            attacks = [row | {"robust_accuracy_after": None} for row in attacks]
+        grid = self.grid_interval
         return {
-            "n": self.n, "clean_accuracy": _plain(self.clean_accuracy), "robust_accuracy": _plain(self.robust_accuracy),
-            "robust_interval": list(self.robust_interval), "at_most": self.at_most,
+            "n": self.n, "clean_accuracy": _plain(self.clean_accuracy),
+            "robust_accuracy": None if held else _plain(self.robust_accuracy),
+            "robust_interval": None if held else list(self.robust_interval),
+            "withheld_value": _plain(self.robust_accuracy) if held else None, "at_most": self.at_most,
             "status": self.status, "reasons": list(self.reasons),
+            "findings": [{k: _plain(v) for k, v in vars(f).items()} for f in self.findings],
+            "grid_accuracy": None if held or self.grid_accuracy is None else _plain(self.grid_accuracy),
+            "grid_interval": None if held or grid is None else list(grid),
+            "draws": self.draws,
+            "rejection": vars(self.rejection) | self.rejection.wrong if self.rejection else None,
             "threat": self.threat, "suite": self.suite, "seed": self.seed, "target": self.target, "data": self.data,
             "counts": {s.value: self.count(s) for s in Status}, "done": self.done,
-            "bracket": list(self.bracket) if self.bracket else None,
+            "success_rate": _plain(self.success_rate), "success_interval": list(self.success_interval),
+            "bracket": list(self.bracket) if self.bracket and not held else None,
             "attacks": attacks, "forward_total": self.forward_total, "backward_total": self.backward_total,
-            "seconds": self.seconds, "curve": curve, "curve_suite": self.curve_suite,
+            "seconds": self.seconds, "check_seconds": self.check_seconds,
+            "curve": None if held else curve, "curve_suite": self.curve_suite,
             "notes": list(self.notes), "versions": dict(self.versions),
         }  # fmt: skip
 
     def __str__(self) -> str:
+        if self.withheld:
+            return f"robust accuracy {self.verdict}"
         low, high = self.robust_interval
         text = f"robust accuracy at most {self.robust_accuracy:.1%} (95% interval {100 * low:.1f}-{high:.1%} "
-        text += f"over the choice of {self.n} images)"
+        text += f"over the choice of {self.n} images"
+        text += f", mean over {self.draws} draws)" if self.draws > 1 else ")"
         if self.bracket:
             text += f" · {self.n - self.done} not finished: {100 * self.bracket[0]:.1f}-{self.bracket[1]:.1%}"
         return f"{text} · {self.verdict}"
 
     __repr__ = __str__
+
+
+def _mean(shares: Tensor) -> float:
+    return float(shares.mean()) if len(shares) else math.nan
 
 
 def _plain(value: Any) -> Any:
