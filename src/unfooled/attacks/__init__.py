@@ -3,6 +3,7 @@
 from ..core.attack import RECIPES as RECIPES
 from ..core.attack import Attack as Attack
 from ..core.attack import parse as parse
+from .decision import ray as ray
 from .gradient import apgd as apgd
 from .gradient import apgd_targeted as apgd_targeted
 from .gradient import bim as bim

@@ -10,7 +10,22 @@ from .._rows import Batch
 from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.threat import Ball, Threat
 from ..errors import InputError
-from .parts import Aim, Constant, Cosine, Inertia, Momentum, Plain, Plateau, Raw, Start, check_counts, check_loss, climb
+from .parts import (
+    Aim,
+    Climb,
+    Constant,
+    Cosine,
+    Inertia,
+    Momentum,
+    Plain,
+    Plateau,
+    Raw,
+    Sense,
+    Start,
+    check_counts,
+    check_loss,
+    climb,
+)
 
 
 @dataclass
@@ -41,11 +56,17 @@ class GradientAttack(Attack[GradientState]):
     rate: Constant = field(default_factory=lambda: Constant(0.1))
     norms: tuple[str, ...] = ("linf", "l2", "l1")
     paired: bool = True
+    sense: Sense = field(default_factory=Sense, metadata={"quiet": True})
 
     def __post_init__(self) -> None:
         """Refuse settings that make no attack."""
         check_loss(self.loss)
         check_counts(steps=self.length, restarts=self.tries)
+
+    @property
+    def queries_per_step(self) -> int:
+        """Forward passes per row and step."""
+        return self.sense.queries
 
     @property
     def steps(self) -> int:
@@ -79,7 +100,11 @@ class GradientAttack(Attack[GradientState]):
         """Look at x, then move."""
         assert isinstance(p.threat, Ball)
         paired = self.paired and p.to is None  # a goal asks to beat every class, not the label alone
-        answer, value, grad = p.oracle.gradient(s.x, climb(self.loss, p.y, s.wanted, paired=paired))
+
+        def make(y: Tensor, wanted: Tensor | None) -> Climb:
+            return climb(self.loss, y, wanted, paired=paired)
+
+        answer, value, grad = self.sense.gradient(p, s.x, s.t, make, s.wanted)
         rate = self.rate.under(p.threat)
         memory, x, grad, length = rate.update(p, s.rate, s.t, self.length, s.x, value.to(s.x.dtype), grad)
         move, x = rate.mover(self.move).go(p, s.move, s.t, x, grad, length * p.threat.eps)
@@ -142,13 +167,19 @@ def pgd(
     loss: str = "ce",
     start: str = "uniform",
     schedule: str = "constant",
+    sense: str = "exact",
 ) -> GradientAttack:
     """PGD: projected gradient steps from a random point of the ball.
 
     `step_size` is in units of eps: 2.5 / steps by default, or with schedule='cosine' 1, falling to 0.
     """
     return GradientAttack(
-        length=steps, tries=restarts, loss=loss, start=Start(start), rate=_rate(schedule, step_size, steps)
+        length=steps,
+        tries=restarts,
+        loss=loss,
+        start=Start(start),
+        rate=_rate(schedule, step_size, steps),
+        sense=Sense(sense),
     )
 
 
@@ -160,20 +191,41 @@ def pgd_targeted(
     loss: str = "dlr",
     start: str = "uniform",
     schedule: str = "constant",
+    sense: str = "exact",
 ) -> GradientAttack:
     """Targeted PGD: one run towards each of the most likely wrong classes."""
     rate = _rate(schedule, step_size, steps)
-    return GradientAttack(length=steps, tries=targets, loss=loss, aim=_classes(targets), start=Start(start), rate=rate)
+    return GradientAttack(
+        length=steps,
+        tries=targets,
+        loss=loss,
+        aim=_classes(targets),
+        start=Start(start),
+        rate=rate,
+        sense=Sense(sense),
+    )
 
 
 @recipe("Croce, Hein 2020, arXiv 2003.01690; L1: 2021, arXiv 2103.01208", ("linf", "l2", "l1"))
-def apgd(steps: int = 100, restarts: int = 1, loss: str = "ce", start: str = "uniform") -> GradientAttack:
+def apgd(
+    steps: int = 100, restarts: int = 1, loss: str = "ce", start: str = "uniform", sense: str = "exact"
+) -> GradientAttack:
     """APGD: PGD with momentum whose step halves where the loss stops growing; no step size to choose."""
-    return GradientAttack(length=steps, tries=restarts, loss=loss, start=Start(start), move=Inertia(), rate=Plateau())
+    return GradientAttack(
+        length=steps,
+        tries=restarts,
+        loss=loss,
+        start=Start(start),
+        move=Inertia(),
+        rate=Plateau(),
+        sense=Sense(sense),
+    )
 
 
 @recipe("Croce, Hein 2020, arXiv 2003.01690 (APGD-T)", ("linf", "l2", "l1"))
-def apgd_targeted(steps: int = 100, targets: int = 9, loss: str = "dlr", start: str = "uniform") -> GradientAttack:
+def apgd_targeted(
+    steps: int = 100, targets: int = 9, loss: str = "dlr", start: str = "uniform", sense: str = "exact"
+) -> GradientAttack:
     """Targeted APGD: one run towards each of the most likely wrong classes."""
     return GradientAttack(
         length=steps,
@@ -183,4 +235,5 @@ def apgd_targeted(steps: int = 100, targets: int = 9, loss: str = "dlr", start: 
         start=Start(start),
         move=Inertia(),
         rate=Plateau(),
+        sense=Sense(sense),
     )

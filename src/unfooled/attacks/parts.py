@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import losses
 from .._rows import column, where
 from ..core.attack import Problem
+from ..core.oracle import Answer
 from ..core.threat import Ball
 from ..errors import InputError, nearest
 
@@ -98,6 +99,72 @@ class Start:
             case "warm":
                 return p.threat.project(p.warm, p.x0)
         return p.threat.sample(p.noise, 0, p.x0)
+
+
+# ---- sense: how the gradient is had
+
+
+@dataclass(frozen=True)
+class Sense:
+    """How the gradient is had.
+
+    'exact'; 'straight': through everything that hides it (BPDA, arXiv 1802.00420); 'smooth': the mean over `samples`
+    points around x, each gradient scaled to length 1, for landscapes that jump; 'transfer': that of the surrogates,
+    while the target itself answers.
+    """
+
+    kind: str = "exact"
+    samples: int = 16
+    radius: float = 0.25  # of the points around x, in units of eps
+
+    def __post_init__(self) -> None:
+        """Refuse unknown kinds."""
+        if self.kind not in SENSES:
+            raise InputError(f"There is no sense {self.kind!r}; use one of {', '.join(SENSES)}.")
+
+    @property
+    def queries(self) -> int:
+        """Forward passes per row and step."""
+        return self.samples if self.kind == "smooth" else 1
+
+    def gradient(
+        self, p: Problem, x: Tensor, t: Tensor, make: Callable[[Tensor, Tensor | None], Climb], wanted: Tensor | None
+    ) -> tuple[Answer, Tensor, Tensor]:
+        """Return the target's answer at x, the loss [b] and a gradient [b, ...]; `make(y, wanted)` is what to climb."""
+        match self.kind:
+            case "transfer" if p.surrogates:
+                ways = [s.gradient(x, make(p.y, wanted))[1:] for s in p.surrogates]
+                grad = torch.stack([_unit(g) for _, g in ways]).mean(0)
+                return p.oracle.look(x), torch.stack([v.to(x.dtype) for v, _ in ways]).mean(0), grad
+            case "smooth":
+                return self._smooth(p, x, t, make, wanted)
+        return p.oracle.gradient(x, make(p.y, wanted), straight=self.kind == "straight")
+
+    def _smooth(
+        self, p: Problem, x: Tensor, t: Tensor, make: Callable[[Tensor, Tensor | None], Climb], wanted: Tensor | None
+    ) -> tuple[Answer, Tensor, Tensor]:
+        assert isinstance(p.threat, Ball)
+        m, b = self.samples, len(x)
+        around = [x]
+        for i in range(1, m):
+            noise = p.threat.norm.sample(p.noise, t * m + i, x.shape[1:], self.radius * p.threat.eps, x.dtype)
+            around.append((x + noise).clamp(*p.threat.bounds))
+        many = torch.stack(around, 1).flatten(0, 1)  # [b * m, ...]
+        y, to = p.y.repeat_interleave(m), None if wanted is None else wanted.repeat_interleave(m)
+        answer, value, grad = p.oracle.gradient(many, make(y, to), straight=p.oracle.target.straight is not None)
+        mean = _unit(grad).view(b, m, *x.shape[1:]).mean(1)
+        first = Answer(*(None if a is None else a[::m] for a in (answer.scores, answer.label, answer.accepted)))  # type: ignore[arg-type]
+        if answer.votes is not None:
+            first = replace(first, votes=answer.votes[::m], draws=answer.draws)
+        return first, value.view(b, m).mean(1), mean
+
+
+SENSES = ("exact", "straight", "smooth", "transfer")
+
+
+def _unit(grad: Tensor) -> Tensor:
+    size = grad.reshape(len(grad), -1).norm(dim=1)
+    return grad / column(size.clamp(min=torch.finfo(grad.dtype).tiny), grad)
 
 
 # ---- move: how this step joins the steps before

@@ -79,9 +79,11 @@ class Square(Attack[SquareState]):
             x = torch.where(up, _image(high), image).view_as(p.x0)
         else:
             x = p.threat.project(p.x0 + _tiles(p).view_as(p.x0), p.x0)
-        if self.start == "warm" and p.scores is not None:
+        if self.start == "warm" and p.scores is not None and p.oracle.target.draws == 1:
             lead = advantage(Answer(p.scores, p.y), p.y, p.to).to(p.x0.dtype)
             return SquareState(t + 1, p.threat.project(p.warm, p.x0), lead, low, high)
+        if self.start == "warm":
+            x = p.threat.project(p.warm, p.x0)
         return SquareState(t, x, torch.full_like(p.y, -torch.inf, dtype=p.x0.dtype), low, high)
 
     def step(self, p: Problem, s: SquareState) -> tuple[SquareState, Trial]:

@@ -75,7 +75,6 @@ class Attack(ABC, Generic[S]):
     call: str = field(default="", kw_only=True)
     access: ClassVar[Access] = Access.GRADIENT
     inside: ClassVar[bool] = True  # every trial is inside the threat's set by construction
-    queries_per_step: ClassVar[int] = 1
 
     def __repr__(self) -> str:
         """Return the recipe call, such as pgd(steps=40)."""
@@ -85,8 +84,24 @@ class Attack(ABC, Generic[S]):
         return f"{type(self).__name__}({given})"
 
     def key(self) -> str:
-        """Return the settings as text: equal recipes have equal luck, however they were written."""
-        return f"{type(self).__name__}({[(f.name, getattr(self, f.name)) for f in fields(self) if f.name != 'call']!r})"
+        """Return the settings as text: equal recipes have equal luck, however they were written.
+
+        Settings marked `quiet` count only where they are not the default, so that a new one leaves old luck as it was.
+        """
+        given = [
+            (f.name, getattr(self, f.name))
+            for f in fields(self)
+            if f.name != "call"
+            and not (
+                f.metadata.get("quiet") and callable(f.default_factory) and getattr(self, f.name) == f.default_factory()
+            )
+        ]
+        return f"{type(self).__name__}({given!r})"
+
+    @property
+    def queries_per_step(self) -> int:
+        """Forward passes per row and step."""
+        return 1
 
     @property
     @abstractmethod

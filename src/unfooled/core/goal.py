@@ -50,6 +50,9 @@ class Targeted:
 
 Goal = Untargeted | Targeted
 
+SURE = 0.9
+"""The share of draws of a random target that must be wrong (and accepted) for a success."""
+
 
 def valid(scores: Tensor) -> Tensor:
     """Whether scores [b, k] name an answer, bool [b]: no NaN, a finite best; -inf marks classes that are ruled out."""
@@ -59,8 +62,16 @@ def valid(scores: Tensor) -> Tensor:
 def advantage(answer: Answer, y: Tensor, to: Tensor | None) -> Tensor:
     """By how much the goal is reached, [b]: the margin of the scores, or +-1 where only labels are known.
 
-    Positive is a success, strictly: a tie is none. A rejected answer or one that is none is never a success.
+    Positive is a success, strictly: a tie is none. Of a random target it is the share of its draws that reach the goal
+    minus `SURE`. A rejected answer or one that is none is never a success.
     """
+    if answer.votes is not None:  # a random target is fooled when it is so in nearly all draws
+        own = answer.votes.gather(1, (y if to is None else to).view(-1, 1))[:, 0]
+        lead = (answer.votes.sum(1) - own if to is None else own) - SURE
+        if answer.scores is not None:  # among equal shares the larger margin
+            more = margin(answer.scores, y) if to is None else margin_targeted(answer.scores, to)
+            lead = lead + 1e-3 * more.nan_to_num(0.0).tanh()
+        return lead
     if answer.scores is None:
         won = answer.label != y if to is None else answer.label == to
         lead = won.to(torch.float32) * 2 - 1

@@ -1,7 +1,7 @@
 """The oracle: the only door to a target. It counts every forward and backward row and refuses more than was granted."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 class Answer:
     """What came back for [b] inputs: scores [b, k] where they may be seen, the label [b], and what a detector let pass.
 
-    `accepted` bool [b] is None when nothing is ever rejected; `draws` is the number of draws behind a random answer.
+    `accepted` bool [b] is None when nothing is ever rejected. A random target is asked `draws` times: scores are the
+    mean, and `votes` [b, k] the share of draws that answered (and accepted) each class, else None.
     """
 
     scores: Tensor | None
     label: Tensor
     accepted: Tensor | None = None
     draws: int = 1
+    votes: Tensor | None = None
 
 
 class Oracle:
@@ -52,35 +54,74 @@ class Oracle:
     def label(self, x: Batch) -> Answer:
         """Return only the labels of x [b, ...]; one forward per row."""
         self.need(Access.LABEL)
-        return Answer(None, self._ask(x).label)
+        answer = self._ask(x)
+        return replace(answer, scores=None)
 
     def look(self, x: Batch) -> Answer:
         """Return as much as the granted access allows; one forward per row."""
         return self.scores(x) if self.granted >= Access.SCORES else self.label(x)
 
     def _ask(self, x: Batch) -> Answer:
+        draws = self.target.draws
         with torch.no_grad():
-            scores = self.target.scores(x)
-        self.forward += len(x)
-        return Answer(scores, scores.argmax(1))
+            scores = self.target.scores(x if draws == 1 else _repeated(x, draws))
+        self.forward += len(x) * draws
+        return self._answer(scores, len(x))
 
-    def gradient(self, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:
+    def _answer(self, scores: Tensor, rows: int) -> Answer:
+        """Read scores [rows * draws, k] as one answer per row."""
+        classes, accepted = self.target.split(scores)
+        draws = self.target.draws
+        if draws == 1:
+            return Answer(classes, classes.argmax(1), accepted)
+        k = classes.shape[1]
+        counted = torch.nn.functional.one_hot(classes.argmax(1), k).float()
+        if accepted is not None:
+            counted = counted * accepted.view(-1, 1)
+        votes = counted.view(rows, draws, k).mean(1)
+        mean = classes.view(rows, draws, k).mean(1)
+        return Answer(mean, votes.argmax(1), None if accepted is None else votes.sum(1) > 0.5, draws, votes)
+
+    def gradient(
+        self, x: Tensor, loss: Callable[[Tensor], Tensor], *, straight: bool = False
+    ) -> tuple[Answer, Tensor, Tensor]:
         """Return the answer, the loss [b] and its gradient [b, ...] at x; one forward and one backward per row.
 
-        `loss` maps scores [b, k] to [b]. Non-finite entries of the gradient are zero.
+        `loss` maps scores [b, k] to [b]; of a random target it gets the mean scores of its draws. Non-finite entries of
+        the gradient are zero. `straight`: the gradient of what the target computes under everything that hides it.
         """
         self.need(Access.GRADIENT)
+        rows, draws = len(x), self.target.draws
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            scores = self.target.scores(leaf)
-            self.forward += len(x)
-            value = loss(scores)
-            grad = torch.autograd.grad(value.sum(), leaf, allow_unused=True)[0] if value.requires_grad else None
+            many = leaf if draws == 1 else leaf.repeat_interleave(draws, dim=0)
+            if straight and self.target.straight is not None:
+                scores, climbed = self.target.straight.logits(self.target, many)
+                climbed = (
+                    climbed if self.target.reject != "last" else climbed[:, : self.target.split(scores)[0].shape[1]]
+                )
+            else:
+                scores = self.target.scores(many)
+                climbed = self.target.split(scores)[0]
+            self.forward += len(many)
+            if draws > 1:
+                climbed = climbed.view(rows, draws, -1).mean(1)
+            value = loss(climbed)
+            if self.target.reject == "last" and draws == 1 and scores.requires_grad:
+                held = (scores[:, :-1].amax(1) - scores[:, -1]).clamp(max=0)  # wrong already, and not yet accepted
+                value = value + torch.where(value.detach() > 0, held, 0.0)
+            small = value.dtype != torch.float64 and scores.dtype in (torch.float16, torch.bfloat16)
+            total = value.sum() * (1024.0 if small else 1.0)  # gradients of half precision underflow
+            grad = torch.autograd.grad(total, leaf, allow_unused=True)[0] if value.requires_grad else None
         if grad is None:
             raise TargetError(
                 "The target's scores do not depend on the input through autograd (no_grad, detach or NumPy in "
                 "forward?); attack it by its scores: access scores."
             )
-        self.backward += len(x)
-        scores = scores.detach()
-        return Answer(scores, scores.argmax(1)), value.detach(), grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        self.backward += len(many)
+        answer = self._answer(scores.detach(), rows)
+        return answer, value.detach(), grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _repeated(x: Batch, draws: int) -> Batch:
+    return x.repeat_interleave(draws, dim=0) if isinstance(x, Tensor) else [row for row in x for _ in range(draws)]

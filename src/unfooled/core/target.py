@@ -3,8 +3,8 @@
 import contextlib
 import hashlib
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from .._rows import Batch
 from ..errors import InputError, TargetError
 from .access import Access
+
+if TYPE_CHECKING:
+    from .straight import Straight
 
 
 class Target:
@@ -25,10 +28,23 @@ class Target:
         name: how reports call it.
         classes: one name per class.
         access: what attackers may ask at most.
+        reject: how it abstains: "last", its last score is that of no answer; or the least softmax confidence that it
+            answers with; None, it always answers (the doctor finds an extra last class by itself).
+        output: which part of a tuple, dict or object holds the scores; found by itself where there is only one.
+
+    The doctor (evaluate/doctor.py) mends a copy of it: `kind` is what the module returns ("scores",
+    "probabilities"), `batch` the only batch size that it takes (1: its images must not see each other), `draws` the
+    draws behind an answer of a random target, `reset` what undoes its memory before every call.
 
     Raises:
         InputError: bounds or normalisation make no sense.
     """
+
+    kind: Literal["scores", "probabilities"] = "scores"
+    batch: int | None = None
+    draws: int = 1
+    reset: Callable[[], None] | None = None
+    straight: "Straight | None" = None
 
     def __init__(
         self,
@@ -40,7 +56,12 @@ class Target:
         name: str = "",
         classes: Sequence[str] | None = None,
         access: Access = Access.GRADIENT,
+        reject: float | Literal["last"] | None = None,
+        output: str | int | None = None,
     ) -> None:
+        if reject is not None and reject != "last" and not (isinstance(reject, float | int) and 0 < reject < 1):
+            raise InputError(f"reject must be 'last' or a confidence between 0 and 1, not {reject!r}.")
+        self.reject, self.output = reject, output
         lo, hi = float(bounds[0]), float(bounds[1])
         if not lo < hi:
             raise InputError(f"bounds must be (low, high) with low < high, not {tuple(bounds)}.")
@@ -96,23 +117,102 @@ class Target:
                 x = x - self._shaped(self.mean, x)
             if self.std is not None:
                 x = x / self._shaped(self.std, x)
-        out = self.module(x)
-        if not isinstance(out, Tensor):
+        rows = len(x)
+        if self.batch is None or self.batch == rows:
+            return self._read(self._call(x), rows)
+        parts: list[Tensor] = []
+        for at in range(0, rows, self.batch):
+            part = x[at : at + self.batch]
+            count = len(part)
+            if count < self.batch and isinstance(part, Tensor):
+                part = torch.cat([part, part[:1].expand(self.batch - count, *part.shape[1:])])
+            parts.append(self._read(self._call(part), self.batch)[:count])
+        return torch.cat(parts)
+
+    def _call(self, x: Batch) -> Any:
+        if self.reset is not None:
+            self.reset()
+        grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
+        try:
+            return self.module(x)
+        finally:  # a forward may leave these as it likes them
+            if torch.is_grad_enabled() != grad:
+                torch.set_grad_enabled(grad)
+            if torch.get_default_dtype() != dtype:
+                torch.set_default_dtype(dtype)
+
+    def _read(self, out: Any, rows: int) -> Tensor:
+        """Return scores [rows, k]: one column becomes two, probabilities their logarithms; raises TargetError."""
+        scores = pick(out, rows, self.output)
+        if scores.shape[0] != rows or scores.dim() > 2 or not scores.is_floating_point() or not scores.numel():
             raise TargetError(
-                f"The target returns a {type(out).__name__}, not a tensor of scores [n, classes]; "
-                "wrap it to return the logits."
+                f"The target returns {scores.dtype} of shape {tuple(scores.shape)} for {rows} inputs; "
+                f"expected floating-point scores of shape ({rows}, classes)."
             )
-        if out.dim() != 2 or len(out) != len(x) or out.shape[1] < 2 or not out.is_floating_point():
-            raise TargetError(
-                f"The target returns {out.dtype} of shape {tuple(out.shape)} for {len(x)} inputs; "
-                f"expected floating-point scores of shape ({len(x)}, classes) with at least two classes."
-            )
-        return out
+        if self.kind == "probabilities":
+            scores = scores if scores.dtype == torch.float64 else scores.float()
+            tiny = torch.finfo(scores.dtype).tiny
+            if scores.dim() == 1 or scores.shape[1] == 1:
+                scores = torch.stack([1 - scores.reshape(rows), scores.reshape(rows)], 1)
+            return scores.clamp(min=tiny).log()
+        if scores.dim() == 1 or scores.shape[1] == 1:  # the log-odds of class 1
+            scores = scores.reshape(rows)
+            return torch.stack([torch.zeros_like(scores), scores], 1)
+        return scores
+
+    def split(self, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the classes' scores [b, k] and whether the target answers at all, bool [b] (None: it always does)."""
+        if self.reject is None:
+            return scores, None
+        if self.reject == "last":
+            return scores[:, :-1], scores.argmax(1) != scores.shape[1] - 1
+        return scores, scores.float().softmax(1).amax(1) >= float(self.reject)
 
     def _shaped(self, values: Tensor, x: Tensor) -> Tensor:
         if len(values) not in (1, x.shape[1]):
             raise InputError(f"mean and std have {len(values)} values but the inputs {x.shape[1]} channels.")
         return values.to(x.dtype).view(-1, *([1] * (x.dim() - 2)))
+
+
+def pick(out: Any, rows: int, output: str | int | None = None) -> Tensor:
+    """Return the tensor of scores in what a module returned: itself, or a part of a tuple, dict, object or dataclass.
+
+    Parts are looked for by name (logits, scores, ...), then as the only floating-point part with `rows` rows and one
+    or two axes. Raises TargetError when none or several would do, and names `output`.
+    """
+    if isinstance(out, Tensor):
+        return out
+    parts = _parts(out)
+    if output is not None:
+        found = parts.get(str(output))
+        if isinstance(found, Tensor):
+            return found
+        raise TargetError(f"The target returns a {type(out).__name__} without the part {output!r}.")
+    for name in ("logits", "scores", "output", "outputs", "out", "pred", "predictions", "probs", "probabilities"):
+        named = parts.get(name)
+        if isinstance(named, Tensor):
+            return named
+    fit = {
+        k: v
+        for k, v in parts.items()
+        if isinstance(v, Tensor) and v.is_floating_point() and v.dim() in (1, 2) and len(v) == rows
+    }
+    wide = {k: v for k, v in fit.items() if v.dim() == 2 and v.shape[1] > 1} or fit
+    if len(wide) == 1 or (wide and isinstance(out, tuple | list)):  # (logits, auxiliary, ...): the first one
+        return next(iter(wide.values()))
+    what = f"a {type(out).__name__}" + (f" with the parts {', '.join(parts)}" if parts else "")
+    raise TargetError(f"The target returns {what}, not a tensor of scores [n, classes]; name its part with output=.")
+
+
+def _parts(out: Any) -> dict[str, Any]:
+    if isinstance(out, Mapping):
+        return {str(k): v for k, v in out.items()}
+    if isinstance(out, tuple) and hasattr(out, "_fields"):
+        return dict(zip(out._fields, out, strict=True))
+    if isinstance(out, tuple | list):
+        return {str(i): v for i, v in enumerate(out)}
+    names = [*getattr(out, "__dict__", {}), *getattr(type(out), "__slots__", ())]
+    return {str(n): getattr(out, n, None) for n in names}
 
 
 def as_target(target: "Target | Callable[..., Any]", access: Access | None = None) -> Target:
