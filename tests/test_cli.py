@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from unfooled.cli import _eps, _progress, _words
 from unfooled.cli._app import call
 from unfooled.core.result import Progress
 from unfooled.errors import InputError
+
+if TYPE_CHECKING:
+    from unfooled.core.result import Evaluation
 
 Refused = Callable[..., str]
 
@@ -325,6 +329,82 @@ def test_the_screen_says_how_many_examples_are_invalid(tmp_path: Path) -> None:
     with screen.capture() as said:
         screen.print(summary(result, tmp_path))
     assert "2 invalid examples not counted" in said.get() and "choice of 1 images" in said.get()
+
+
+def shown(result: "Evaluation", where: Path) -> str:
+    """What the terminal shows of a result."""
+    from unfooled.cli._evaluate import summary
+
+    screen = _words.console()
+    with screen.capture() as said:
+        screen.print(summary(result, where), crop=False)
+    return said.get()
+
+
+def made(**given: object) -> "Evaluation":
+    """Ten examples: two wrong, three broken, five robust."""
+    import torch
+
+    from unfooled.core.result import AttackRow, Evaluation
+
+    clean = torch.arange(10) >= 2
+    x = torch.zeros(10, 1, 2, 2)
+    settings = {
+        "threat": "linf(0.1)", "target": "t", "data": "d", "status": "trusted", "reasons": [],
+        "attacks": [AttackRow("pgd()", "", 8, 3, 0.5, 80, 40, 1.0)],
+    }  # fmt: skip
+    return Evaluation(
+        x=x, y=torch.zeros(10).long(), x_adv=x, clean=clean, robust=torch.arange(10) >= 5, **(settings | given)
+    )
+
+
+def test_the_status_the_counts_and_the_findings_stand_on_the_screen(tmp_path: Path) -> None:
+    import torch
+
+    from unfooled.core.result import Finding
+
+    sentence = "Half of all gradients are zero, " + "and this is said at length " * 8
+    found = [Finding("zero-gradient", "zero gradients", sentence, "escalated", 0.5)]
+    said = shown(
+        made(status="suspect", reasons=["zero gradients"], findings=found, check_seconds=0.5, seconds=2.0,
+             on_grid=torch.arange(10) == 3), tmp_path,
+    )  # fmt: skip
+    (number,) = [row for row in said.splitlines() if row.startswith("robust accuracy")]
+    assert "at most 50.0%" in number and number.endswith("suspect: zero gradients")
+    counts = "2 wrong before any attack · 3 broken (37.5%, 95% interval 13.7-69.4% of the 8 right before) · 5 survived"
+    assert counts in said
+    assert "against 8-bit files at most 70.0%" in said
+    assert "of which 0.5 s for the doctor and the controls" in said
+    assert "zero-gradient  escalated" in said
+    assert sentence.strip() in re.sub(r"\s+", " ", said)
+    assert max(map(len, said.splitlines())) <= 160
+    assert "zero-gradient" not in shown(made(), tmp_path)
+
+
+def test_rejection_stands_beside_accuracy(tmp_path: Path) -> None:
+    import torch
+
+    said = shown(made(rejected_clean=torch.arange(10) == 0, rejected_adv=torch.arange(10) == 9), tmp_path)
+    assert "right and accepted 80.0%, rejected 10.0% before any attack" in said
+    assert "under attack 40.0% and 20.0%, wrong and accepted 40.0% (of 10)" in said
+
+
+def test_a_withheld_number_is_not_on_the_screen(tmp_path: Path) -> None:
+    import torch
+
+    said = shown(made(status="withheld", reasons=["its answers depend on the batch"], on_grid=torch.ones(10)), tmp_path)
+    assert "robust accuracy withheld: its answers depend on the batch" in said
+    assert "50.0%" not in said and "at most" not in said
+
+
+@pytest.mark.parametrize("bar", ["45", "-0.1", "nan"])
+def test_a_bar_is_a_share(refused: Refused, bar: str) -> None:
+    assert "write 0.45 for 45%" in refused("evaluate", "--fail-under", bar)
+
+
+def test_a_bar_that_is_not_met_is_code_5(tmp_path: Path, model: str, pictures: str) -> None:
+    words = ["evaluate", model, pictures, "--threat", "linf(8/255)", "--no-curve", "--json", "--out"]
+    assert call([*words, str(tmp_path / "a"), "--fail-under", "0.6"]) == 5  # 8 of 12 stand, the interval begins below
 
 
 def test_evaluate_json_prints_the_summary_and_nothing_else(

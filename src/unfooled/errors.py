@@ -1,14 +1,20 @@
-"""The exceptions that callers may catch, and the sentence that names the nearest known word.
+"""The exceptions that callers may catch, the sentence that names the nearest known word, and text that may be shown.
 
 UnfooledError
 ├── InputError      bad input: images, labels, names, eps, files, folders      (exit code 2)
 ├── AccessError     an attack asks the target for more than was granted
 ├── TargetError     the target's answer is not one that can be evaluated
+├── StorageError    the disk takes no more                                     (exit code 1)
 └── MissingExtra    an optional package is not installed
 """
 
 import difflib
+import re
+import unicodedata
 from collections.abc import Iterable
+
+# line separators, lone surrogates, and the marks that reorder text
+_HIDDEN = re.compile(r"[\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 class UnfooledError(Exception):
@@ -27,8 +33,18 @@ class TargetError(UnfooledError, ValueError):
     """The target's answer has a form that cannot be evaluated."""
 
 
+class StorageError(UnfooledError):
+    """A file of the run could not be written (disk full, quota); what was finished before is kept."""
+
+
 class MissingExtra(UnfooledError, ImportError):
     """An optional package is missing; the message names the extra that brings it."""
+
+
+def safe_text(text: str) -> str:
+    """Return `text` on one line: control characters become spaces, invisible direction marks and surrogates go."""
+    text = _HIDDEN.sub("", text)
+    return "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -1,5 +1,10 @@
-"""The app and its exit codes: 0 done, 2 bad input (one sentence, no traceback), 130 interrupted, 1 nothing found."""
+"""The app and its exit codes.
 
+0 done (`evaluate`: the number is trusted), 1 nothing found, 2 bad input (one sentence, no traceback), 3 suspect,
+4 withheld, 5 the bar of `--fail-under` is not met, 130 interrupted.
+"""
+
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +17,7 @@ from unfooled.cli._eps import eps
 from unfooled.cli._evaluate import evaluate
 from unfooled.cli._list import list_
 from unfooled.cli._train import train
-from unfooled.errors import UnfooledError
+from unfooled.errors import UnfooledError, safe_text
 
 app = cyclopts.App(
     name="unfooled",
@@ -55,9 +60,12 @@ def main() -> None:
     """Be the console script."""
     # OpenMP's idle threads spin by default: on a busy machine that made a small target ten times slower
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(call())
 
 
 def _complain(sentence: str, code: int) -> int:
-    sys.stderr.write(f"unfooled: {' '.join(sentence.split())}\n")
+    sys.stderr.write(f"unfooled: {' '.join(safe_text(' '.join(sentence.split())).split())}\n")
     return code

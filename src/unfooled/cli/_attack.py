@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unfooled.cli import _words
-from unfooled.errors import InputError
+from unfooled.errors import InputError, safe_text
 
 if TYPE_CHECKING:
     from unfooled.core.data import Data
@@ -111,7 +111,7 @@ def attack(
     lines = [str(found), *(f"note: {note}" for note in found.notes), f"picture: {folder / 'picture.png'}"]
     if found.success:
         lines.append(f"adversarial image: {folder / 'adversarial.png'}")
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("".join(f"{safe_text(line)}\n" for line in lines))
     return 0 if found.success else 1
 
 

@@ -36,6 +36,7 @@ def evaluate(
     device: str = "auto",
     seed: int = 0,
     budget: str | None = None,
+    fail_under: float | None = None,
     access: AccessName | None = None,
     queries: int | None = None,
     curve: Annotated[bool, Parameter(negative="--no-curve")] = True,
@@ -48,6 +49,8 @@ def evaluate(
     json: _words.Flag = False,
 ) -> int:
     """Measure how robust a classifier is: attack every image, report what still stands and show what fell.
+
+    The status stands beside the number and is the exit code: 0 trusted, 3 suspect, 4 withheld.
 
     Parameters
     ----------
@@ -73,6 +76,8 @@ def evaluate(
         Seed of all random choices.
     budget
         Longest time, such as 90s, 5m or 1h30m; what is not finished in time is reported as a bracket.
+    fail_under
+        Exit with 5 unless the number is trusted and its interval lies at or above this share, such as 0.45.
     access
         What the attacker may ask the target for at most [default: gradient].
     queries
@@ -99,6 +104,8 @@ def evaluate(
     _words.at_least_one(queries, "--queries")
     width, most = _words.slots(batch_size), _words.seconds(budget)
     size = _words.size(resize)
+    if fail_under is not None and not 0 <= fail_under <= 1:
+        raise InputError(f"--fail-under is a share from 0 to 1, not {fail_under:g}; write 0.45 for 45%.")
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
 
     _words.load_torch()
@@ -144,7 +151,11 @@ def evaluate(
         sys.stdout.write((folder / "summary.json").read_text(encoding="utf-8"))
     else:
         _words.console().print(summary(result, folder), crop=False)
-    return 130 if result.settings.get("interrupted") else 0
+    if result.settings.get("interrupted"):
+        return 130
+    if fail_under is None and result.reasons == ["not examined"]:  # nobody has looked: no verdict to pass on
+        return 0
+    return result.exit_code(fail_under)
 
 
 def _left(budget: float | None, said: str | None, begun: float) -> float | None:
@@ -172,23 +183,23 @@ def summary(result: "Evaluation", folder: Path) -> "RenderableType":
     """Return what the terminal shows: the number, its interval and status on one line, the attacks, the findings."""
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
     from unfooled.core.result import Status
     from unfooled.report.page import passes
 
+    cell, line = _words.cell, _words.line
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("attack", "broken", "robust accuracy after", "forward", "backward", "seconds"):
         table.add_column(title, justify="left" if title == "attack" else "right", overflow="fold")
     table.add_row("none (clean)", "", f"{result.clean_accuracy:.1%}", "", "", "")
     for row in result.attacks:
         if row.skipped:
-            table.add_row(Text(row.name), Text(f"skipped: {row.skipped}", style="dim"), "", "", "", "")
+            table.add_row(cell(row.name), cell(f"skipped: {row.skipped}", "dim"), "", "", "", "")
             continue
         table.add_row(
-            Text(row.name),
+            cell(row.name),
             f"{row.broken} of {row.attempted}",
-            f"at most {row.robust_accuracy_after:.1%}",
+            "withheld" if result.withheld else f"at most {row.robust_accuracy_after:.1%}",
             f"{row.forward:,}",
             f"{row.backward:,}",
             f"{row.seconds:.1f}",
@@ -201,13 +212,40 @@ def summary(result: "Evaluation", folder: Path) -> "RenderableType":
         spare = f"-{rest['spare_forward']:,}", f"-{rest['spare_backward']:,}"
         table.add_row("padding of batches, charged to no example", "", "", *spare, "", style="dim")
 
-    def line(text: str, style: str = "") -> Text:
-        return Text(text, style=style, no_wrap=True, overflow="ignore")  # the status never leaves the number's line
-
     head = f"{result.target} on {result.data}, threat {result.threat}, suite {result.suite}, seed {result.seed}"
     cost = f"{result.forward_total:,} forward and {result.backward_total:,} backward passes in {result.seconds:.1f} s"
+    if result.check_seconds:
+        cost += f", of which {result.check_seconds:.1f} s for the doctor and the controls"
     if invalid := result.count(Status.INVALID):
         cost += f" · {invalid} invalid {'example' if invalid == 1 else 'examples'} not counted"
+    parts: list[RenderableType] = [line(head), line(str(result), "bold"), *map(line, _counts(result)), cell(""), table]
+    if result.findings:
+        parts += [cell(""), _words.findings(result.findings)]
     notes = [line(f"note: {note}") for note in result.notes]
-    where = line(f"report: {folder / 'report.html'}")
-    return Group(line(head), line(str(result), "bold"), Text(), table, Text(), *notes, line(cost), where)
+    return Group(*parts, cell(""), *notes, line(cost), line(f"report: {folder / 'report.html'}"))
+
+
+def _counts(e: "Evaluation") -> list[str]:
+    """Return the three counts, the number for files, and accuracy beside rejection, a line each."""
+    from unfooled.core.result import UNDECIDED, Status
+
+    wrong, broken = e.count(Status.MISCLASSIFIED), e.count(Status.BROKEN)
+    fell = f" ({share(e.success_rate, e.success_interval)} of the {e.n - wrong} right before)" if e.n > wrong else ""
+    text = f"{wrong} wrong before any attack · {broken} broken{fell} · {e.count(Status.SURVIVED)} survived"
+    if left := e.count(*UNDECIDED):
+        text += f" · {left} not finished"
+    lines = [text]
+    if e.grid_accuracy is not None and e.grid_interval and not e.withheld:
+        lines.append(f"against 8-bit files at most {share(e.grid_accuracy, e.grid_interval)}")
+    if (r := e.rejection) and not e.withheld:
+        lines.append(
+            f"right and accepted {r.clean_right:.1%}, rejected {r.clean_rejected:.1%} before any attack; "
+            f"under attack {r.right:.1%} and {r.rejected:.1%}, wrong and accepted {r.wrong['wrong_accepted']:.1%} "
+            f"(of {e.n})"
+        )
+    return lines
+
+
+def share(value: float, interval: tuple[float, float]) -> str:
+    """Return a share with its interval: "60.2%, 95% interval 56.7-63.6%"."""
+    return f"{value:.1%}, 95% interval {100 * interval[0]:.1f}-{interval[1]:.1%}"

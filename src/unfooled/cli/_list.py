@@ -25,10 +25,9 @@ def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
     readers = {"targets": _targets, "data": _data, "suites": _suites, "attacks": _attacks}
     found = {name: read() for name, read in readers.items() if what in (None, name)}
     if json:
-        import json as json_
+        from unfooled.core.record import json_text
 
-        rows = found if what is None else found[what]
-        sys.stdout.write(json_.dumps(rows, ensure_ascii=False, indent=2) + "\n")
+        sys.stdout.write(json_text(found if what is None else found[what]))
         return
     for name, rows in found.items():
         _words.console().print(_table(name if what is None else "", rows))

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from unfooled.cli._words import console
+from unfooled.errors import safe_text
 
 if TYPE_CHECKING:
     from unfooled.core.result import Progress
@@ -57,12 +58,12 @@ class Live:
     def say(self, what: str) -> None:
         """Show on a terminal what is being done that has no examples to count."""
         if self._bar is not None:
-            self._bar.update(self._task, total=None, attack=what, said="")
+            self._bar.update(self._task, total=None, attack=safe_text(what), said="")
 
     def note(self, line: str) -> None:
         """Show a line; on a terminal all lines stay, elsewhere one every few seconds is shown."""
         if self._live or self._due():
-            self._console.print(line, markup=False, overflow="ignore", crop=False, no_wrap=True)
+            self._console.print(safe_text(line), markup=False, overflow="ignore", crop=False, no_wrap=True)
 
     def _due(self) -> bool:
         if self._mute or time.monotonic() - self._said < EVERY:
@@ -76,7 +77,9 @@ class Live:
             self._now, self._since = (event.attack, event.total), event.seconds
         said = sentence(event, *self._rates(event), event.seconds - self._since)
         if self._bar is not None:
-            self._bar.update(self._task, total=event.total, completed=event.done, attack=event.attack, said=said)
+            self._bar.update(
+                self._task, total=event.total, completed=event.done, attack=safe_text(event.attack), said=said
+            )
         else:
             self.note(f"{event.attack}: {said}")
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from unfooled.errors import InputError
+from unfooled.errors import InputError, safe_text
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
+    from rich.text import Text
     from torch import Tensor
 
+    from unfooled.core.result import Finding
     from unfooled.core.target import Target
 
 Flag = Annotated[bool, Parameter(show_default=False)]
@@ -28,6 +30,36 @@ def console(*, stderr: bool = False) -> "Console":
 
     made = Console(stderr=stderr, highlight=False, soft_wrap=False)
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=_PIPE_WIDTH)
+
+
+def line(text: str, style: str = "") -> "Text":
+    """Return what is printed as it is, on one line however long: no markup, no control characters."""
+    from rich.text import Text
+
+    return Text(safe_text(text), style=style, no_wrap=True, overflow="ignore")
+
+
+def cell(text: str, style: str = "") -> "Text":
+    """Return what is printed as it is, wrapped where it must be: no markup, no control characters."""
+    from rich.text import Text
+
+    return Text(safe_text(text), style=style)
+
+
+_STYLES = {"suspect": "yellow", "withheld": "red"}
+
+
+def findings(found: "list[Finding]") -> "RenderableType":
+    """Return the findings, one a row: id and consequence on the left, the sentence beside them."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold", ratio=1)
+    for f in found:
+        table.add_row(cell(f.id), cell(f.consequence, _STYLES.get(f.consequence, "dim")), cell(f.sentence))
+    return table
 
 
 def load_torch() -> None:

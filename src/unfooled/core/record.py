@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ import torch
 from unfooled.errors import InputError
 
 TEMPORARY = ".part-"
+
+# json.dumps escapes what lies below U+0020 alone
+_UNSHOWN = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 @contextmanager
@@ -52,7 +56,13 @@ def write_text(path: Path, content: str) -> Path:
 
 def write_json(path: Path, content: dict[str, Any]) -> Path:
     """Write `content` to `path` as JSON (no NaN), a whole file, and return `path`."""
-    return write_text(path, json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=_plain) + "\n")
+    return write_text(path, json_text(content))
+
+
+def json_text(content: Any) -> str:
+    """Return `content` as JSON (no NaN) that a terminal may show: what controls, reorders or is no text is escaped."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
+    return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
 def check_free(out: Path) -> Path:

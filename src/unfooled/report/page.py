@@ -8,11 +8,11 @@ policy forbids scripts and any request.
 import functools
 import math
 import re
-import unicodedata
 from collections import Counter
 from typing import Any
 
 from unfooled.core.result import Evaluation, Status
+from unfooled.errors import safe_text as safe_text
 from unfooled.report import figures
 
 GALLERY = 12  # examples shown
@@ -22,15 +22,6 @@ HEAT = 12  # classes of the heat table; with more, the most frequent pairs are l
 PAIRS = 15
 NOTES = 40
 SIDE = 224  # longer edge of an embedded picture
-
-# controls, line separators, lone surrogates, and the marks that reorder text
-_HIDDEN = re.compile(r"[\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
-
-
-def safe_text(text: str) -> str:
-    """Return `text` on one line: control characters become spaces, invisible direction marks and surrogates go."""
-    text = _HIDDEN.sub("", text)
-    return "".join(" " if unicodedata.category(c) == "Cc" else c for c in text)
 
 
 def short(text: object, length: int = 48) -> str:
