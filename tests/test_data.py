@@ -529,6 +529,52 @@ def test_bombs_are_refused_before_they_are_decoded(tmp_path, size, monkeypatch):
     assert "pixels" in said(error) and "bomb.png" in said(error)
 
 
+def test_bad_pictures_among_many_are_left_out_counted_and_named(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(10):
+            Image.new("L", (5, 5), 20 * i).save(tmp_path / label / f"{i}.png")
+    whole = load_data(tmp_path)
+    assert (len(whole), whole.notes) == (20, ())
+    (tmp_path / "cat" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    (tmp_path / "cat" / "4.png").write_bytes(png(9000, 9000))
+    (tmp_path / "dog" / "0.png").write_bytes(b"")
+    data = load_data(tmp_path)
+    assert len(data) == len(data.files) == 17
+    left = [i for i, name in enumerate(whole.files) if name not in ("cat/3.png", "cat/4.png", "dog/0.png")]
+    assert torch.equal(data.x, whole.x[left]) and torch.equal(data.y, whole.y[left])
+    (note,) = data.notes
+    assert note.startswith("3 of 20 pictures were left out: ")
+    assert all(str(tmp_path / name) in note for name in ("cat/3.png", "cat/4.png", "dog/0.png"))
+    assert "9000 x 9000 pixels" in note
+    assert len(load_data(tmp_path, limit=12)) == 12  # others take the places of the bad ones
+    for i in range(10):
+        (tmp_path / "dog" / f"{i}.png").write_bytes(b"")
+    assert load_data(tmp_path).notes[0].startswith("12 of 20") and load_data(tmp_path).notes[0].endswith("; ...")
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_holds_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.npz"
+    np.savez_compressed(path, images=np.zeros((2**28 // 100 + 2, 10, 10), np.uint8), labels=np.zeros(3, np.int64))
+    assert path.stat().st_size < 2**20
+    monkeypatch.setattr(np, "load", lambda *a, **k: pytest.fail("it was unpacked"))
+    with pytest.raises(InputError) as error:
+        load_data(path)
+    assert "more than 200 times" in said(error)
+
+
+def test_a_header_of_a_size_that_no_header_has_is_refused(tmp_path):
+    good = io.BytesIO()
+    np.lib.format.write_array(good, np.zeros(4, np.int64))
+    text = ("{'descr': '|u1', 'fortran_order': False, 'shape': (" + "1," * 50_000 + "), }").encode() + b"\n"
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x02\x00" + struct.pack("<I", len(text)) + text + b"\0" * 64)
+        archive.writestr("labels.npy", good.getvalue())
+    with pytest.raises(InputError) as error:
+        load_data(tmp_path / "a.npz")
+    assert "cannot be read as plain arrays" in said(error)
+
+
 def test_a_file_is_what_it_is_and_not_what_it_is_called(tmp_path):
     folder = tmp_path / "cat"
     folder.mkdir()

@@ -35,6 +35,11 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_VALUES = 2**32
 """Most numbers that an array of an .npz may declare (16 GiB as float32)."""
 
+MAX_RATIO = 200
+"""How many times its size in the file an array of more than 256 MiB may have: what unpacks to more is a bomb."""
+
+_NAMED = 5  # pictures left out that a note names
+
 FORGIVEN = 1e-6
 """Values outside the bounds by no more than this share of the range are rounding and are clamped."""
 
@@ -493,6 +498,11 @@ def _npz(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             for name in names:
                 entry = archive.getinfo(f"{name}.npy")
+                if entry.file_size > 2**28 and entry.file_size > MAX_RATIO * max(entry.compress_size, 1):
+                    raise InputError(
+                        f"{path.name}: the array {name!r} unpacks to {entry.file_size:,} bytes, "
+                        f"more than {MAX_RATIO} times what the file holds; nothing was loaded."
+                    )
                 with archive.open(entry) as stream:
                     declared = _declared(stream)
                 if declared[0] > MAX_VALUES or declared[1] > entry.file_size:
@@ -694,10 +704,22 @@ def _from_folder(path: Path, limit: int | None, resize: Size | None, classes: Se
         for place, (label, files) in enumerate(zip(labels, per_class, strict=True))
         for turn, file in enumerate(files)
     ]
-    chosen = [(label, file) for _, _, label, file in sorted(turns)[:limit]]
-    if not chosen:
+    if not turns:
         raise InputError(f"{str(path)!r} has class folders but no PNG, JPEG, WebP or BMP files in them.")
-    images = [read_image(file, resize=resize) for _, file in chosen]
+    chosen: list[tuple[int, Path]] = []
+    images: list[Tensor] = []
+    faults: list[InputError] = []
+    for _, _, label, file in sorted(turns):
+        if len(chosen) == limit:
+            break
+        try:
+            images.append(read_image(file, resize=resize))
+        except InputError as error:  # one bad file among thousands is left out, and said
+            faults.append(error)
+            continue
+        chosen.append((label, file))
+    if not chosen:
+        raise faults[0]
     if any(len(im) == 3 for im in images):
         images = [im.expand(3, -1, -1) for im in images]
     odd = next((i for i, im in enumerate(images) if im.shape != images[0].shape), None)
@@ -709,7 +731,12 @@ def _from_folder(path: Path, limit: int | None, resize: Size | None, classes: Se
         )
     x, y = torch.stack(images), torch.tensor([label for label, _ in chosen], dtype=torch.int64)
     files = tuple(f"{file.parent.name}/{file.name}" for _, file in chosen)
-    return Data(x, y, path.resolve().name or str(path), names, files)
+    notes: tuple[str, ...] = ()
+    if faults:
+        end = "; ..." if len(faults) > _NAMED else "."
+        said = "; ".join(str(fault).rstrip(".") for fault in faults[:_NAMED])
+        notes = (f"{len(faults):,} of {len(faults) + len(chosen):,} pictures were left out: {said}{end}",)
+    return Data(x, y, path.resolve().name or str(path), names, files, notes)
 
 
 def _folder_labels(
