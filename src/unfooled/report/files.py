@@ -6,6 +6,7 @@ from typing import Any
 
 from unfooled.core import record
 from unfooled.core.result import Evaluation, Status
+from unfooled.errors import safe_text
 
 COLUMNS = (
     "index", "id", "label", "outcome", "broken_by", "distance", "margin", "label_clean", "label_adv",
@@ -77,7 +78,7 @@ def _write_examples(e: Evaluation, path: Path) -> None:
         "id": e.ids.numpy(),
         "label": e.y.numpy(),
         "outcome": np.array([str(o) for o in e.outcome], dtype=object),
-        "broken_by": np.array(e.broken_by, dtype=object),
+        "broken_by": np.array([safe_text(name) for name in e.broken_by], dtype=object),
         "distance": e.distance.double().numpy(),
         "margin": e.margin.double().numpy(),
         "label_clean": e.label_clean.numpy(),

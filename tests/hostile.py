@@ -1,0 +1,72 @@
+"""Words that people have broken reports, terminals, tables and file systems with."""
+
+ESCAPE = "\x1b"
+
+WORDS = [
+    # elements and scripts
+    "<script>alert(1)</script>",
+    "</script><script>alert(1)</script>",
+    "<ScRiPt src=//example.org/x.js>",
+    "<svg onload=alert(1)>",
+    "<svg><animate onbegin=alert(1) attributeName=x></svg>",
+    "<img src=x onerror=alert(1)>",
+    "<iframe srcdoc='<script>alert(1)</script>'>",
+    "<math><mtext></mtext><mglyph><style><img src=x onerror=alert(1)>",
+    "</title><h1>owned</h1>",
+    "</style><style>*{display:none}</style>",
+    "</td></tr></table><form action=https://example.org>",
+    "<meta http-equiv=refresh content='0;url=https://example.org'>",
+    "<base href=https://example.org/>",
+    "<!-- comment",
+    "--!><script>alert(1)</script>",
+    "]]><iframe src=//example.org>",
+    "<![CDATA[<script>alert(1)</script>]]>",
+    # attributes and addresses
+    "\"><img src=x onerror=alert(1)>",
+    "' onmouseover='alert(1)",
+    "\" autofocus onfocus=alert(1) x=\"",
+    "\" style=\"background:url(https://example.org/x)\" x=\"",
+    "javascript:alert(1)",
+    "data:text/html,<script>alert(1)</script>",
+    "` onerror=alert(1) `",
+    # entities, templates, formats, markup
+    "&lt;b&gt; &#60;b&#62; &#x3c;script&#x3e; &amp;",
+    "{{ 7 * 7 }}{% raw %}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "${7*7} #{7*7} <%= 7*7 %>",
+    "%s%n%d %(password)s",
+    "{0.__class__} {e.settings}",
+    "[bold red]loud[/bold red] [link=https://example.org]here[/link]",
+    "[/] [/nothing] [",
+    ":warning: :skull:",
+    # terminals
+    f"{ESCAPE}[31mred{ESCAPE}[2J{ESCAPE}[1;1H",
+    f"{ESCAPE}]8;;https://example.org{ESCAPE}\\click{ESCAPE}]8;;{ESCAPE}\\",
+    f"{ESCAPE}]0;title\x07{ESCAPE}P+q544e{ESCAPE}\\",
+    "\x9b31mred\x9d0;title\x9c",
+    "over\rwritten\b\b\b\x7f",
+    "two\nrobust accuracy at most 99.9% · trusted",
+    "a\x00b\x07c\x0bd\x0ce",
+    # text that is not what it looks like
+    "photo\u202egnp.exe",
+    "\u2066left\u2069 \u061c\u200e\u200f right",
+    "line\u2028para\u2029next\x85\ufeff",
+    "\ud800 lone surrogate \udcff",
+    "𝕌nïcödé 日本語 👩\u200d🔬 Z͑ͫ̓ͪ̂ͫ̽͏̴̙̤̞͉͚̯̞̠͍A̴̵̜̰͔ͫ͗͢L̠ͨͧͩ͘G̴̻͈͍͔̹̑͗̎̅͛́",
+    # tables, shells, paths, queries
+    "=cmd|' /C calc'!A0",
+    "+1+1", "-1+1", "@SUM(A1:A9)", "\t=1+1",
+    "../../../../tmp/owned",
+    "/etc/passwd",
+    "..\\..\\owned", "C:\\con", "nul",
+    "$(touch owned) `touch owned` ; touch owned | touch owned",
+    "'; DROP TABLE examples; --",
+    "' || (SELECT 1) || '",
+    # sizes and nothings
+    "x" * 5000,
+    "é" * 300,
+    "",
+    " ",
+    ".",
+    "null", "NaN", "True", "__proto__", "-1",
+]  # fmt: skip
