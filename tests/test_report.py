@@ -22,6 +22,7 @@ from unfooled.core.result import AttackRow, CurvePoint, Evaluation, Finding, Sta
 from unfooled.errors import InputError
 from unfooled.report import figures, page
 from unfooled.report.files import COLUMNS, run_record
+from unfooled.stats import wilson
 
 from .hostile import ESCAPE
 from .hostile import WORDS as HOSTILE
@@ -254,7 +255,9 @@ def test_the_numbers_by_class_are_those_of_the_rows() -> None:
     for c in range(10):
         rows = e.y == c
         clean, robust = e.clean[rows].double().mean(), e.robust[rows].double().mean()
-        assert f"{c} {int(rows.sum())} {100 * clean:.0f}% {100 * robust:.0f}%" in text
+        n, k, r = int(rows.sum()), int(e.clean[rows].sum()), int(e.robust[rows].sum())
+        spans = [f"{100 * low:.1f}–{high:.1%}" for low, high in (wilson(k, n), wilson(r, n))]
+        assert f"{c} {n} {100 * clean:.0f}% {spans[0]} {100 * robust:.0f}% {spans[1]}" in text
 
 
 def test_the_gallery_shows_the_most_confident_mistakes_at_most_two_a_class_first() -> None:
@@ -288,6 +291,85 @@ def test_an_unfinished_run_shows_its_bracket_beside_the_number() -> None:
     text = checked(page.render(e)).text
     assert f"{e.n - e.done} of {e.n} images were not finished." in text
     assert f"{e.bracket[0]:.1%} (all of them break) and {e.bracket[1]:.1%} (none does)" in text
+
+
+FINDINGS = [
+    Finding("A3", "between pixel values", "3 of 40 examples exist only between pixel values.", "noted", 0.075),
+    Finding("D1", "zero gradients", "Half of all gradients are zero.", "escalated", 0.5),
+    Finding("E7", "gradients are masked", "square broke 12 examples that gradients could not.", "suspect"),
+]
+
+
+def test_the_verdict_stands_beside_the_number_and_the_findings_follow() -> None:
+    e = digits(status="suspect", reasons=["gradients are masked"], findings=FINDINGS, check_seconds=0.25)
+    text = checked(page.render(e)).text
+    low, high = e.robust_interval
+    number = f"at most {e.robust_accuracy:.1%} 95% interval {100 * low:.1f}–{high:.1%} suspect: gradients are masked"
+    assert number in text
+    assert "Can this number be trusted? Not as it stands: gradients are masked." in text
+    assert "The doctor and the controls took 0.2 of 1.5 seconds." in text
+    for f in FINDINGS:
+        measured = f", measured {f.figure:.4g}" if f.figure is not None else ""
+        assert f"{f.title} {f.consequence} {f.id}{measured} {f.sentence}" in text
+    assert text.index("gradients are masked suspect E7") < text.index("zero gradients escalated D1")
+    assert "escalated: attacks that can cope" in text and "repaired: mended" not in text
+    trusted = checked(page.render(digits(status="trusted", reasons=[], check_seconds=0.5))).text
+    assert "As far as the checks reach, yes. The doctor and the controls found nothing." in trusted
+
+
+def test_three_counts_with_their_intervals_and_the_rate_among_those_right() -> None:
+    e = digits()
+    text = checked(page.render(e)).text
+    for status in (Status.MISCLASSIFIED, Status.BROKEN, Status.SURVIVED):
+        low, high = wilson(e.count(status), e.n)
+        assert f"{e.count(status) / e.n:.1%} ({100 * low:.1f}–{high:.1%}): " in text
+    low, high = e.success_interval
+    right = e.n - e.count(Status.MISCLASSIFIED)
+    assert f"{e.success_rate:.1%} ({100 * low:.1f}–{high:.1%}) of the {right} right at first" in text
+
+
+def test_examples_that_the_target_raised_on_are_counted_beside_the_others() -> None:
+    e = unfinished()
+    at = e.outcome.index(Status.NOT_RUN)
+    e.outcome[at] = Status.FAILED
+    text = checked(page.render(e)).text
+    assert "1 failed 1.2%" in text and f"{e.count(Status.NOT_RUN)} not finished" in text
+    assert sum(c["share"] for c in page._counts(e)) == pytest.approx(1)
+
+
+def test_the_number_for_files_and_the_draws_are_said() -> None:
+    e = digits(on_grid=torch.zeros(80), draws=40, survival=digits().robust.double() * 0.5)
+    text = checked(page.render(e)).text
+    assert e.grid_accuracy is not None and e.grid_interval is not None
+    assert f"Against 8-bit files it is at most {e.grid_accuracy:.1%}" in text
+    assert "40 fresh draws" in text
+    rows = page._classes(e)["rows"]
+    assert sum(r["robust"] * r["n"] for r in rows) / e.n == pytest.approx(e.robust_accuracy)
+
+
+def test_accuracy_and_rejection_stand_in_one_table() -> None:
+    e = digits(eps=0.02)
+    e.rejected_clean = ~e.clean
+    e.rejected_adv = e.robust & (torch.arange(80) < 20)
+    r = e.rejection
+    assert r is not None and 0 < r.rejected < 1
+    text = checked(page.render(e)).text
+    low, high = wilson(round(r.rejected * 80), 80)
+    assert "With rejection" in text
+    assert f"under attack {r.right:.1%}" in text and f"{r.rejected:.1%} {100 * low:.1f}–{high:.1%}" in text
+    assert "With rejection" not in checked(page.render(digits())).text
+
+
+def test_a_withheld_number_stands_nowhere_on_the_page() -> None:
+    e = digits(status="withheld", reasons=["predictions never change"], on_grid=torch.zeros(80), eps=0.05)
+    parsed = checked(page.render(e))
+    assert "withheld: predictions never change" in parsed.text
+    assert "There is none: predictions never change." in parsed.text
+    # `Before any attack` is clean accuracy, which stands
+    at = parsed.text.find(f"{e.robust_accuracy:.1%}")
+    assert at < 0, parsed.text[at - 100 : at + 20]
+    assert "at most" not in parsed.text[: parsed.text.index("What the attacker may do")]
+    assert "Robust accuracy at other sizes" not in parsed.text and "By class" not in parsed.text
 
 
 def test_vectors_are_shown_as_numbers() -> None:

@@ -236,6 +236,11 @@ class Evaluation:
         return self._share(self.n - self.count(Status.MISCLASSIFIED))
 
     @property
+    def clean_interval(self) -> tuple[float, float]:
+        """95% Wilson interval of `clean_accuracy`."""
+        return wilson(self.n - self.count(Status.MISCLASSIFIED), self.n)
+
+    @property
     def robust_accuracy(self) -> float:
         """Share of the examples that no attack has broken: an upper bound, examples not finished counted as robust.
 
@@ -249,7 +254,7 @@ class Evaluation:
 
         Wilson's for a target that answers alike each time; for a random one the mean's over the examples.
         """
-        return self._interval(self._shares())
+        return self.interval(self._shares())
 
     @property
     def bracket(self) -> tuple[float, float] | None:
@@ -269,7 +274,7 @@ class Evaluation:
     @property
     def grid_interval(self) -> tuple[float, float] | None:
         """95% interval of `grid_accuracy`; None when nothing was rounded."""
-        return self._interval(self._grid()) if len(self.on_grid) else None
+        return self.interval(self._grid()) if len(self.on_grid) else None
 
     @property
     def success_rate(self) -> float:
@@ -311,29 +316,36 @@ class Evaluation:
         if fail_under is not None:
             if not 0 <= fail_under <= 1:
                 raise InputError(f"fail_under is a share from 0 to 1, not {fail_under:g}; write 0.45 for 45%.")
-            met = self.n > 0 and self._interval(self._shares(undecided=0.0))[0] >= fail_under
+            met = self.n > 0 and self.interval(self._shares(undecided=0.0))[0] >= fail_under
             if self.status != "trusted" or not met:
                 return 5
         return {"trusted": 0, "withheld": 4}.get(self.status, 3)
 
-    def _shares(self, undecided: float = 1.0) -> Tensor:
-        """Return float64 [n]: how far each counted example stands; `undecided` for those whose attacks did not end."""
-        standing = {Status.SURVIVED: 1.0} | dict.fromkeys(UNDECIDED, undecided)
-        shares = torch.tensor([standing.get(o, 0.0) for o in self.outcome], dtype=torch.float64)
+    def standing(self, undecided: float = 1.0) -> Tensor:
+        """Return float64 [n], how far each example stands: 1 robust, 0 not, its share of draws for a random target.
+
+        `undecided` is given to those whose attacks did not end.
+        """
+        stands = {Status.SURVIVED: 1.0} | dict.fromkeys(UNDECIDED, undecided)
+        shares = torch.tensor([stands.get(o, 0.0) for o in self.outcome], dtype=torch.float64)
         if self.draws > 1 and len(self.survival):
             open_ = torch.tensor([o in UNDECIDED for o in self.outcome], dtype=torch.bool)
             known = self.survival.isfinite() & ~open_
             shares = torch.where(known, self.survival.double().clamp(0, 1), shares)
-        return shares[self.counted]
+        return shares
+
+    def interval(self, shares: Tensor) -> tuple[float, float]:
+        """Return the 95% interval of the mean of some examples' `standing`, float64 [k]."""
+        if self.draws > 1 and len(self.survival):
+            return mean_interval(shares.tolist())
+        return wilson(int(shares.sum()), len(shares))
+
+    def _shares(self, undecided: float = 1.0) -> Tensor:
+        return self.standing(undecided)[self.counted]
 
     def _grid(self) -> Tensor:
         only_floats = torch.tensor([o is Status.BROKEN for o in self.outcome]) & ~self.on_grid.bool()
         return self._shares().masked_fill(only_floats[self.counted], 1.0)
-
-    def _interval(self, shares: Tensor) -> tuple[float, float]:
-        if self.draws > 1 and len(self.survival):
-            return mean_interval(shares.tolist())
-        return wilson(int(shares.sum()), len(shares))
 
     @property
     def forward_total(self) -> int:

@@ -11,9 +11,10 @@ import re
 from collections import Counter
 from typing import Any
 
-from unfooled.core.result import Evaluation, Status
+from unfooled.core.result import UNDECIDED, Evaluation, Status
 from unfooled.errors import safe_text as safe_text
 from unfooled.report import figures
+from unfooled.stats import wilson
 
 GALLERY = 12  # examples shown
 WRONG = 6  # confidently wrong before any attack
@@ -82,6 +83,11 @@ def _view(e: Evaluation, *, images: bool, written: str) -> dict[str, Any]:
         "high": high,
         "noun": noun,
         "counts": _counts(e),
+        "findings": _findings(e),
+        "consequences": _consequences(e),
+        "rejection": _rejection(e),
+        "spans": span,
+        "of_n": lambda share: wilson(round(share * e.n), e.n),
         "threat": explain_threat(e),
         "threat_name": threat_name(e.threat),
         "attacks": passes(e),
@@ -101,17 +107,63 @@ def _view(e: Evaluation, *, images: bool, written: str) -> dict[str, Any]:
     }
 
 
+CONSEQUENCES = {
+    "noted": "said, and changes nothing",
+    "repaired": "mended on a copy of the target, the number stands",
+    "escalated": "attacks that can cope with it were run because of it",
+    "suspect": "puts the number in doubt",
+    "withheld": "no number is given",
+}
+
+
+def _findings(e: Evaluation) -> list[dict[str, Any]]:
+    gravest = list(CONSEQUENCES)
+    rows = [(f.consequence if f.consequence in CONSEQUENCES else "noted", f) for f in e.findings]
+    rows.sort(key=lambda row: -gravest.index(row[0]))
+    return [{"kind": kind, "of": f} for kind, f in rows]
+
+
+def _consequences(e: Evaluation) -> list[tuple[str, str]]:
+    return [(k, meaning) for k, meaning in CONSEQUENCES.items() if any(f.consequence == k for f in e.findings)]
+
+
+def _rejection(e: Evaluation) -> list[tuple[str, float, float, float]]:
+    """Return the rows of the table: when, right and accepted, rejected, wrong and accepted."""
+    if (r := e.rejection) is None:
+        return []
+    return [
+        ("before any attack", r.clean_right, r.clean_rejected, r.wrong["clean_wrong_accepted"]),
+        ("under attack", r.right, r.rejected, r.wrong["wrong_accepted"]),
+    ]
+
+
+def span(interval: tuple[float, float] | None) -> str:
+    """Return an interval as "38.9–47.6%", an en dash for none."""
+    return "–" if interval is None else f"{100 * interval[0]:.1f}–{percent(interval[1])}"
+
+
 def _counts(e: Evaluation) -> list[dict[str, Any]]:
-    undecided = e.count(Status.NOT_RUN, Status.SKIPPED)
+    undecided, failed = e.count(*UNDECIDED) - e.count(Status.FAILED), e.count(Status.FAILED)
+    right = e.n - e.count(Status.MISCLASSIFIED)
+    rate = f"; {percent(e.success_rate)} ({span(e.success_interval)}) of the {right:,} right at first" if right else ""
     parts = [
         ("wrong", "wrong before any attack", e.count(Status.MISCLASSIFIED), "misclassified as they are"),
-        ("broken", "broken", e.count(Status.BROKEN), "right at first, fooled inside the threat"),
+        ("broken", "broken", e.count(Status.BROKEN), f"right at first, fooled inside the threat{rate}"),
         ("survived", "survived", e.count(Status.SURVIVED), "no attack tried here fooled it"),
     ]
     if undecided:
         parts.append(("open", "not finished", undecided, "right at first, attacks not all run"))
+    if failed:
+        parts.append(("open", "failed", failed, "the target raised on it; neither broken nor robust"))
     rows = [
-        {"kind": kind, "label": label, "k": k, "share": k / e.n if e.n else 0.0, "meaning": meaning}
+        {
+            "kind": kind,
+            "label": label,
+            "k": k,
+            "share": k / e.n if e.n else 0.0,
+            "span": span(wilson(k, e.n)),
+            "meaning": meaning,
+        }
         for kind, label, k, meaning in parts
     ]
     if invalid := e.count(Status.INVALID):
@@ -211,10 +263,12 @@ def _classes(e: Evaluation) -> dict[str, Any]:
     total: Counter[int] = Counter(c for c, k in zip(labels, counted, strict=True) if k)
     wrong = (Status.MISCLASSIFIED, Status.INVALID)
     clean: Counter[int] = Counter(c for c, o in zip(labels, e.outcome, strict=True) if o not in wrong)
-    robust: Counter[int] = Counter(c for c, r in zip(labels, e.robust.tolist(), strict=True) if r)
-    rows: list[dict[str, Any]] = [
-        {"name": e.name(c), "n": k, "clean": clean[c] / k, "robust": robust[c] / k} for c, k in sorted(total.items())
-    ]
+    stands = e.standing()
+    rows: list[dict[str, Any]] = []
+    for c, k in sorted(total.items()):
+        shares = stands[(e.y == c) & e.counted]
+        row = {"name": e.name(c), "n": k, "clean": clean[c] / k, "robust": float(shares.mean())}
+        rows.append(row | {"spans": [span(wilson(clean[c], k)), span(e.interval(shares))]})
     many = len(rows) > CLASSES
     if many:
         rows.sort(key=lambda r: (r["robust"], r["clean"], -r["n"]))
