@@ -77,9 +77,10 @@ def test_the_numbers_follow_from_the_rows_and_the_rows_are_true(suite: str) -> N
     assert result.robust_accuracy == result.count(Status.SURVIVED) / n == int(result.robust.sum()) / n
     low, high = result.robust_interval
     assert 0 <= low <= result.robust_accuracy <= high <= 1
-    assert result.status == "suspect" and result.reasons == ["not examined"]
-    assert result.forward_total + np.sum(result.settings["padding"][0]) == spy.forward_rows
-    assert result.backward_total + np.sum(result.settings["padding"][1]) == spy.backward_rows
+    assert result.status == "trusted" and not result.reasons and not result.findings
+    (more, back), spare = result.settings["checks"], result.settings["padding"]
+    assert result.forward_total + np.sum(spare[0]) + more == spy.forward_rows
+    assert result.backward_total + np.sum(spare[1]) + back == spy.backward_rows
     ran = [row for row in result.attacks if not row.skipped]
     assert ran[-1].robust_accuracy_after == pytest.approx(result.robust_accuracy)
     left = result.count(Status.SURVIVED, Status.BROKEN)

@@ -28,6 +28,7 @@ __all__ = [
     "Untargeted",
     "__version__",
     "attacks",
+    "doctor",
     "evaluate",
     "l0",
     "l1",
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
     from unfooled.core.target import Target
     from unfooled.core.threat import Ball, l0, l1, l2, linf, parse_threat
     from unfooled.errors import AccessError, InputError, MissingExtra, UnfooledError
-    from unfooled.evaluate import evaluate
+    from unfooled.evaluate import doctor, evaluate
 
 _HOME = {
     "errors": ["AccessError", "InputError", "MissingExtra", "UnfooledError"],
@@ -67,7 +68,7 @@ _HOME = {
     "core.run": ["Run", "run"],
     "core.target": ["Target"],
     "core.threat": ["Ball", "l0", "l1", "l2", "linf", "parse_threat"],
-    "evaluate": ["evaluate"],
+    "evaluate": ["doctor", "evaluate"],
 }
 _HOME_OF = {name: home for home, names in _HOME.items() for name in names}
 _ROOMS = frozenset({"attacks", "losses", "norms", "report", "stats", "targets"})

@@ -78,4 +78,7 @@ def advantage(answer: Answer, y: Tensor, to: Tensor | None) -> Tensor:
     else:
         lead = margin(answer.scores, y) if to is None else margin_targeted(answer.scores, to)
         lead = torch.where(valid(answer.scores), lead, -torch.inf)
-    return lead if answer.accepted is None else torch.where(answer.accepted, lead, -torch.inf)
+    if answer.accepted is None:
+        return lead
+    refused = -1 / (1 + lead.clamp(min=0)) - (-lead).clamp(min=0)  # never a success, the larger the lead the nearer
+    return torch.where(answer.accepted, lead, refused)

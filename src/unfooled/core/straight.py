@@ -69,6 +69,7 @@ class _Unmask(TorchFunctionMode):
         self.rows, self.numel = len(x), x.numel()
         self.last: Tensor = x  # the latest connected tensor with as many values as x
         self.seen: list[Tensor] = []
+        self.undone: set[str] = set()
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -77,12 +78,15 @@ class _Unmask(TorchFunctionMode):
         kwargs = kwargs or {}
         if name == "_set_grad_enabled":
             return None
+        if name == "register_hook":
+            self.undone.add(name)
         if name in ("register_hook", "retain_grad", "requires_grad_") and args and isinstance(args[0], Tensor):
             if name == "requires_grad_" and not args[0].requires_grad:
                 return func(*args, **kwargs)
             return args[0] if name == "requires_grad_" else None
         if self.variant.cuts:
             if name in _CUT and args[0].requires_grad:
+                self.undone.add(name)
                 return args[0]
             owner = getattr(func, "__self__", None)  # Tensor.data reads as a detached view
             if name == "__get__" and owner is Tensor.data and args[0].requires_grad:
@@ -96,6 +100,8 @@ class _Unmask(TorchFunctionMode):
         if not out.is_floating_point():
             return out
         if source is not None and name in _STEPS and source.requires_grad and source.shape == out.shape:
+            if not name.startswith(("clamp", "clip", "hardtanh", "float", "to", "type", "half", "double", "bfloat16")):
+                self.undone.add(name)
             if out.requires_grad and name not in ("float", "to", "type", "half", "double", "bfloat16"):
                 out = _through(source, out, 1.0)
             elif not out.requires_grad and source.is_floating_point():
@@ -128,6 +134,8 @@ class _Unmask(TorchFunctionMode):
         if value.dim() == 0 or value.shape[0] != self.rows or (fresh and value.shape != self.x.shape):
             return value
         slope = _slope(self.last.reshape(-1), value.reshape(-1))
+        if slope:
+            self.undone.add("lost history")
         return _through(self.last.reshape(value.shape), value, slope) if slope else value
 
 
@@ -200,6 +208,7 @@ class Trace:
 
     scores: Tensor
     seen: list[Tensor]
+    undone: set[str]
 
 
 def trace(target: "Target", x: Tensor, variant: Variant) -> Trace:
@@ -215,7 +224,7 @@ def trace(target: "Target", x: Tensor, variant: Variant) -> Trace:
             scores = target.scores(x)
     finally:
         hook.remove()
-    return Trace(scores, mode.seen)
+    return Trace(scores, mode.seen, mode.undone)
 
 
 @dataclass(frozen=True)

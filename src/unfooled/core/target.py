@@ -32,8 +32,8 @@ class Target:
             answers with; None, it always answers (the doctor finds an extra last class by itself).
         output: which part of a tuple, dict or object holds the scores; found by itself where there is only one.
 
-    The doctor (evaluate/doctor.py) mends a copy of it: `kind` is what the module returns ("scores",
-    "probabilities"), `batch` the only batch size that it takes (1: its images must not see each other), `draws` the
+    The doctor (evaluate/checkup.py) mends a copy of it: `kind` is what the module returns ("scores",
+    "probabilities"), `labels` the number of classes where it returns nothing but their numbers, `batch` the only batch size that it takes (1: its images must not see each other), `draws` the
     draws behind an answer of a random target, `reset` what undoes its memory before every call.
 
     Raises:
@@ -41,6 +41,7 @@ class Target:
     """
 
     kind: Literal["scores", "probabilities"] = "scores"
+    labels: int = 0
     batch: int | None = None
     draws: int = 1
     reset: Callable[[], None] | None = None
@@ -68,6 +69,7 @@ class Target:
         if not callable(module):
             raise InputError(f"A target must be a torch module or a callable, not {type(module).__name__}.")
         self.module = module
+        self.sent = [0]  # rows that the module was given, by this target and all copies of it
         self.bounds = (lo, hi)
         self.name = name or (
             type(module).__name__ if isinstance(module, nn.Module) else getattr(module, "__name__", "callable")
@@ -111,13 +113,7 @@ class Target:
 
     def scores(self, x: Batch) -> Tensor:
         """Return the scores [b, k] of a batch of inputs; raises TargetError when the output is no such thing."""
-        if isinstance(x, Tensor):
-            x = x.to(self.dtype, copy=True)  # modules may write into what they are given
-            if self.mean is not None:
-                x = x - self._shaped(self.mean, x)
-            if self.std is not None:
-                x = x / self._shaped(self.std, x)
-        rows = len(x)
+        x, rows = self.prepared(x), len(x)
         if self.batch is None or self.batch == rows:
             return self._read(self._call(x), rows)
         parts: list[Tensor] = []
@@ -129,9 +125,20 @@ class Target:
             parts.append(self._read(self._call(part), self.batch)[:count])
         return torch.cat(parts)
 
+    def prepared(self, x: Batch) -> Batch:
+        """Return what the module is given for x: a copy of its own (it may write into it), in its dtype, normalised."""
+        if isinstance(x, Tensor):
+            x = x.to(self.dtype, copy=True)
+            if self.mean is not None:
+                x = x - self._shaped(self.mean, x)
+            if self.std is not None:
+                x = x / self._shaped(self.std, x)
+        return x
+
     def _call(self, x: Batch) -> Any:
         if self.reset is not None:
             self.reset()
+        self.sent[0] += len(x)
         grad, dtype = torch.is_grad_enabled(), torch.get_default_dtype()
         try:
             return self.module(x)
@@ -144,7 +151,17 @@ class Target:
     def _read(self, out: Any, rows: int) -> Tensor:
         """Return scores [rows, k]: one column becomes two, probabilities their logarithms; raises TargetError."""
         scores = pick(out, rows, self.output)
-        if scores.shape[0] != rows or scores.dim() > 2 or not scores.is_floating_point() or not scores.numel():
+        if self.labels and scores.shape == (rows,) and not scores.is_floating_point():
+            known = (scores >= 0) & (scores < self.labels)
+            hot = torch.nn.functional.one_hot(torch.where(known, scores.long(), 0), self.labels)
+            return torch.where(known.view(-1, 1), hot, 0).to(self.work_dtype)
+        if (
+            scores.dim() == 0
+            or scores.shape[0] != rows
+            or scores.dim() > 2
+            or not scores.is_floating_point()
+            or not scores.numel()
+        ):
             raise TargetError(
                 f"The target returns {scores.dtype} of shape {tuple(scores.shape)} for {rows} inputs; "
                 f"expected floating-point scores of shape ({rows}, classes)."

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -48,12 +48,14 @@ class Ball(Threat):
     """All points of the box within `eps` of x in a norm.
 
     `eps` is in the units of the input (inputs in [0, 1]: 8/255 is eight grey levels); 0 allows nothing and is legal;
-    infinity asks attacks for the smallest change. `bounds` is filled in from the target.
+    infinity asks attacks for the smallest change. `bounds` is filled in from the target. With `levels` (255 for 8-bit
+    images) only points whose values lie on that many even steps of the box may be submitted.
     """
 
     norm: Norm
     eps: float = math.inf
     bounds: Bounds = (0.0, 1.0)
+    levels: int | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse an eps that is no radius."""
@@ -99,6 +101,8 @@ class Ball(Threat):
         assert isinstance(x_adv, Tensor) and isinstance(x, Tensor)
         exact, origin = self.norm.project(x_adv.double(), x.double(), self.eps, self.bounds), x.double()
         z = exact.to(x_adv.dtype)
+        if self.levels:
+            return self._on_levels(z, x)
         change = (z.double() - origin).abs()
         limit = self.eps if self.norm.name == "linf" else (exact - origin).abs()  # per value: no norm grows then
         outward = (change > limit) & column(self.distance(z, x) > self.eps, z)
@@ -106,7 +110,23 @@ class Ball(Threat):
 
     def project(self, x_adv: Tensor, x: Tensor, radius: Radius | None = None) -> Tensor:
         """Return the nearest point of ball and box together, [b, ...]; `radius` [b] replaces eps."""
-        return self.norm.project(x_adv, x, self.eps if radius is None else radius, self.bounds)
+        z = self.norm.project(x_adv, x, self.eps if radius is None else radius, self.bounds)
+        return self._on_levels(z, x) if self.levels else z
+
+    def _on_levels(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return z [b, ...], a point of the ball, on the nearest levels (Linf) or those towards x, where it stays."""
+        assert self.levels
+        lo, hi = self.bounds
+        scale, origin = self.levels / (hi - lo), x.double()
+        k = ((z.double() - lo) * scale).round()
+        if self.norm.name == "linf":
+            k = k.clamp(
+                ((origin - self.eps - lo) * scale - 1e-4).ceil(), ((origin + self.eps - lo) * scale + 1e-4).floor()
+            )
+        else:
+            near, at = (z.double() - lo) * scale, (origin - lo) * scale
+            k = torch.where(near >= at, (near + 1e-4).floor(), (near - 1e-4).ceil())
+        return lo + (k.clamp(0, self.levels).to(z.dtype) / self.levels) * (hi - lo)
 
     def steepest(self, g: Tensor, x: Tensor) -> Tensor:
         """Return the norm's unit step of largest increase at x, [b, ...]; sparse norms leave out what meets the box."""

@@ -1,5 +1,6 @@
 """The main job: check, run a suite on every image, and say at most how robust the target is."""
 
+import copy
 import math
 import platform
 import time
@@ -17,12 +18,16 @@ from ..attacks import suite as named_suite
 from ..core.access import Access
 from ..core.attack import Attack, parse
 from ..core.data import Data, load_data
-from ..core.result import CurvePoint, Evaluation, Progress, Status
-from ..core.run import Run, auto_width, run
+from ..core.result import UNDECIDED, CurvePoint, Evaluation, Finding, Progress, Status
+from ..core.run import Run, auto_width, check_inputs, run
 from ..core.target import Target, as_target
-from ..core.threat import Ball, parse_threat
+from ..core.threat import Ball, linf, parse_threat
 from ..errors import InputError
+from .checkup import Checkup, examine
+from .escalate import family, plan
 from .preflight import Order, check_threat
+from .surrogate import distil
+from .verdict import DRAWS, Controls, control, grounds, verdict
 
 if TYPE_CHECKING:
     from ..core.goal import Goal
@@ -53,6 +58,7 @@ def evaluate(
     curve: bool = False,
     data_dir: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    _before: tuple[Finding, ...] = (),
 ) -> Evaluation:
     """Measure robust accuracy: at most so many examples stay classified correctly within the threat.
 
@@ -75,7 +81,8 @@ def evaluate(
         progress: called with a Progress about ten times a second.
 
     Returns:
-        An Evaluation. Its status is "suspect: not examined": no doctor has looked at the target yet.
+        An Evaluation. The doctor looks at the target first; what it can mend is mended, where gradients mean nothing
+        other attacks are run, and `status`, `reasons` and `findings` say whether the number can be trusted.
 
     Raises:
         InputError: bad input of any kind, in one sentence.
@@ -89,8 +96,15 @@ def evaluate(
         raise InputError(f"{threat!r} is no threat; write for example uf.linf(8/255) or 'linf(8/255)'.")
     ball = (parse_threat(threat) if isinstance(threat, str) else threat).within(model.bounds)
     notes = [*images.notes, *check_threat(ball, model.bounds)]
-    chosen = _suite(suite)
     order = Order()
+    check_inputs(images.x, images.y, ball, model)
+    sent = model.sent[0]
+    up = examine(model, images.x, images.y, ball, seed=seed)
+    model, ball = up.target, replace(ball, levels=up.levels)
+    chosen = plan(_suite(suite), up)
+    surrogates: tuple[Target, ...] = ()
+    if any(family(repr(a)) == "transfer" for a in chosen.attacks):
+        surrogates = (distil(model, images.x, ball, seed=seed),)
     width = auto_width(images.x, model.device) if isinstance(batch_size, str) else batch_size
     settings: dict[str, Any] = {
         "goal": goal,
@@ -109,6 +123,7 @@ def evaluate(
             images.y[part],
             ball,
             more=chosen.more,
+            surrogates=surrogates,
             deadline=deadline,
             progress=progress,
             relabel=order,
@@ -122,6 +137,28 @@ def evaluate(
             f"No attack of {chosen.name} applies to {ball!r}: {whole.attacks[0].name} {whole.attacks[0].skipped}."
         )
     assert isinstance(whole.x_adv, Tensor)
+    looked, begun_controls = Controls(), time.monotonic()
+    if not whole.interrupted:
+        gradient = min(model.access, Access.GRADIENT if access is None else access) is Access.GRADIENT
+        looked = control(up, images.x, whole, ball, seed=seed, width=width, gradient=gradient)
+        if looked.drifted and model.reset is None and up.memory is not None and not _before:
+            up.memory.restore()
+            return evaluate(
+                _forgetful(model, up), images, None, ball, suite=suite, goal=goal, seed=seed, batch_size=batch_size,
+                device=device, access=access, queries=queries, budget=budget, curve=curve, progress=progress,
+                _before=(Finding("B6", "drift", f"{looked.findings[0].sentence} It was measured again, put back into its "
+                    "first state before every call.", "repaired"),),
+            )  # fmt: skip
+    controls = time.monotonic() - begun_controls
+    charged = int(whole.forward.sum() + whole.padding[0] + whole.overrun[0])
+    checks = [model.sent[0] - sent - charged, up.backward + looked.backward]
+    findings = [
+        *_before,
+        *up.findings,
+        *grounds(up, whole, whole.attacks, len(chosen.attacks), len(images)),
+        *looked.findings,
+    ]
+    status, reasons = verdict(findings, [*order.reasons, *_invalid(whole.status)])
     points, stopped = None, whole.interrupted
     if curve and not stopped and not (budget and time.monotonic() - begun > budget):
         deadline = begun + budget if budget else None
@@ -133,7 +170,7 @@ def evaluate(
         y=whole.y,
         x_adv=whole.x_adv.cpu(),
         clean=torch.tensor([s not in (Status.MISCLASSIFIED, Status.INVALID) for s in whole.status]),
-        robust=torch.tensor([s in (Status.SURVIVED, Status.NOT_RUN, Status.SKIPPED) for s in whole.status]),
+        robust=torch.tensor([s in (Status.SURVIVED, *UNDECIDED) for s in whole.status]),
         outcome=whole.status,
         broken_by=whole.broken_by,
         ids=torch.from_numpy(whole.ids),
@@ -152,8 +189,15 @@ def evaluate(
         target=model.name,
         data=images.name,
         classes=model.classes or _shifted(images.classes, order.offset),
-        status="suspect",
-        reasons=["not examined", *order.reasons, *_invalid(whole.status)],
+        survival=looked.survival,
+        draws=DRAWS if model.draws > 1 else 1,
+        on_grid=looked.on_grid,
+        rejected_clean=looked.rejected_clean,
+        rejected_adv=looked.rejected_adv,
+        findings=findings,
+        check_seconds=up.seconds + controls,
+        status=status,
+        reasons=reasons,
         attacks=whole.attacks,
         seconds=time.monotonic() - begun,
         curve=points,
@@ -186,9 +230,18 @@ def evaluate(
             "padding": whole.padding.tolist(),
             "overrun": whole.overrun.tolist(),
             "vanished": whole.vanished,
+            "checks": checks,  # forward and backward passes of the doctor, the controls and what they brought with them
             "interrupted": stopped,
         },
     )
+
+
+def _forgetful(target: Target, up: Checkup) -> Target:
+    """Return the target with its first state put back before every call: its answers changed during the run."""
+    assert up.memory is not None
+    again = copy.copy(target)
+    again.reset = up.memory.restore
+    return again
 
 
 def _invalid(status: Sequence[Status]) -> list[str]:
@@ -217,6 +270,31 @@ def versions() -> dict[str, str]:
     }
 
 
+def doctor(
+    target: Target | nn.Module | Callable[..., Any] | str,
+    data: Data | Tensor | Iterable[Any] | str,
+    y: Tensor | None = None,
+    threat: Ball | str | None = None,
+    *,
+    limit: int | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Checkup:
+    """Examine a target with a few dozen small forward passes and attack nothing; arguments as for `evaluate`.
+
+    Raises InputError for bad input, TargetError when the target answers in no way that could be read.
+    """
+    model = _target(target, device)
+    images = _data(data, y, limit, data_dir, model)
+    ball = (
+        parse_threat(threat) if isinstance(threat, str) else threat or linf(0.03 * (model.bounds[1] - model.bounds[0]))
+    )
+    ball = ball.within(model.bounds)
+    check_inputs(images.x, images.y, ball, model)
+    return examine(model, images.x, images.y, ball, seed=seed)
+
+
 def _target(target: Any, device: str) -> Target:
     if isinstance(target, str):
         from ..targets import resolve
@@ -231,7 +309,18 @@ def _target(target: Any, device: str) -> Target:
 def _data(data: Any, y: Tensor | None, limit: int | None, data_dir: str | None, model: Target) -> Data:
     if isinstance(data, Tensor) and y is None:
         raise InputError("Give the labels with the inputs: evaluate(target, x, y, threat).")
+    left_out: tuple[str, ...] = ()
+    if isinstance(data, Tensor) and isinstance(y, Tensor) and data.is_floating_point() and len(data) == len(y):
+        odd = (~data.detach().isfinite()).flatten(1).sum(1) if data.dim() > 1 else torch.zeros(len(data))
+        if 0 < int((odd > 0).sum()) < len(data):
+            first = int(odd.nonzero()[0])
+            left_out = (
+                f"{int((odd > 0).sum())} of {len(data)} inputs were left out (sample {first} first): "
+                f"they contain values that are NaN or infinite ({int(odd[first])} in that one).",
+            )
+            data, y = data[odd == 0], y[(odd == 0).to(y.device)]
     images = load_data(data if y is None else (data, y), limit=limit, data_dir=data_dir, bounds=model.bounds)
+    images = replace(images, notes=(*images.notes, *left_out))
     return replace(images, y=images.y.cpu())
 
 
@@ -299,6 +388,7 @@ def _joined(runs: list[Run]) -> Run:
         "status",
         "success",
         "x_adv",
+        "best",
         "distance",
         "margin",
         "label",

@@ -1,0 +1,77 @@
+"""Which attacks a target needs: where gradients mean nothing, those that go around them or need none."""
+
+from dataclasses import replace
+from typing import Any
+
+from ..attacks import Suite, parse
+from ..attacks.decision import ray
+from ..attacks.gradient import GradientAttack, apgd, pgd, pgd_targeted
+from ..attacks.parts import Sense
+from ..attacks.search import square
+from ..core.access import Access
+from ..core.attack import Attack
+from .checkup import Checkup
+
+TRANSFER = (
+    apgd(steps=40, sense="transfer"),
+    apgd(steps=40, loss="margin", start="warm", sense="transfer"),
+)
+"""Attacks along the gradients of surrogates, which exist only where the evaluation distils one."""
+
+
+def plan(suite: Suite, up: Checkup) -> Suite:
+    """Return the suite that suits the target: itself for an honest one."""
+    if up.target.draws > 1:
+        suite = replace(suite, more=tuple(_shorter(a) for a in suite.more))
+    if not up.masked and not up.blind:
+        return suite
+    straight = up.target.straight is not None
+    none = up.has("D2") or bool(up.target.labels)
+    attacks: list[Attack[Any]] = []
+    for attack in suite.attacks:
+        if not isinstance(attack, GradientAttack):
+            attacks.append(attack)
+        elif straight:
+            attacks.append(with_sense(attack, "straight"))
+        elif not none:
+            attacks.append(attack)
+    known = {a.key() for a in attacks}
+    extra: list[Attack[Any]] = []
+    if straight:
+        extra += [
+            pgd(steps=40, sense="straight"),
+            pgd_targeted(steps=15, loss="margin", schedule="cosine", step_size=2.0, sense="straight"),
+            apgd(steps=40, loss="margin", sense="straight"),
+        ]
+    if straight or not none:
+        extra.append(pgd(steps=15, step_size=0.25, sense="smooth"))
+        if up.has("D4", "D5", "D3") and not none:
+            extra.append(apgd(steps=25, loss="margin"))
+    queries = 400 if up.target.draws > 1 else 2000
+    if not up.blind or up.has("C6"):
+        extra.append(square(queries=queries))
+    extra += TRANSFER
+    extra.append(ray(queries=queries // 2))
+    return replace(suite, attacks=(*attacks, *(a for a in extra if a.key() not in known)), more=())
+
+
+def with_sense(attack: GradientAttack, sense: str) -> Attack[Any]:
+    """Return the recipe with another way to the gradient, printed as the call that makes it."""
+    if attack.call.partition("(")[0] not in ("pgd", "pgd_targeted", "apgd", "apgd_targeted"):
+        return replace(attack, sense=Sense(sense), call=f"{attack.call[:-1]})")
+    inner = attack.call[:-1].partition("(")[2]
+    name = attack.call.partition("(")[0]
+    return parse(f"{name}({inner}{', ' if inner else ''}sense={sense!r})")
+
+
+def family(name: str) -> str:
+    """Return the family of an attack by its printed name: gradient, straight, smooth, transfer, score or decision."""
+    for sense in ("straight", "smooth", "transfer"):
+        if f"sense={sense!r}" in name:
+            return sense
+    return {"square": "score", "ray": "decision"}.get(name.partition("(")[0], "gradient")
+
+
+def _shorter(attack: Attack[Any]) -> Attack[Any]:
+    """Return a query attack with a fifth of its queries: every one is several draws of a random target."""
+    return square(queries=500) if attack.access is Access.SCORES else attack

@@ -1,0 +1,203 @@
+"""The verdict: whether the number can be trusted, from what the doctor found and what the run itself shows."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..attacks.gradient import apgd
+from ..core.access import Access
+from ..core.oracle import Oracle
+from ..core.result import AttackRow, Finding, Status
+from ..core.run import Run, run
+from ..core.target import Target, untouched
+from ..core.threat import Ball
+from .checkup import Checkup
+from .escalate import family, with_sense
+
+CONTROL = 16
+"""Examples on which the attack is tried without a limit."""
+
+DRAWS = 20
+"""Fresh draws of a random target by which an example counts."""
+
+
+@dataclass
+class Controls:
+    """What was measured after the attacks: findings, and the columns that only a second look can fill."""
+
+    findings: list[Finding] = field(default_factory=list)
+    survival: Tensor = field(default_factory=lambda: torch.empty(0))
+    on_grid: Tensor = field(default_factory=lambda: torch.empty(0))
+    rejected_clean: Tensor = field(default_factory=lambda: torch.empty(0))
+    rejected_adv: Tensor = field(default_factory=lambda: torch.empty(0))
+    drifted: bool = False
+    backward: int = 0
+
+
+def control(up: Checkup, x: Tensor, whole: Run, ball: Ball, *, seed: int, width: int, gradient: bool) -> Controls:
+    """Look again: clean answers at the end, the 8-bit grid, fresh draws, and the attack without a limit.
+
+    x [n, ...] are the originals of the run `whole`; `gradient` says whether attacks may use gradients.
+    """
+    out, target = Controls(), up.target
+    y, n = whole.y, len(whole.y)
+    assert isinstance(whole.x_adv, Tensor) and isinstance(whole.best, Tensor)
+    broken = torch.tensor([s is Status.BROKEN for s in whole.status])
+    counted = torch.tensor([s not in (Status.INVALID, Status.FAILED) for s in whole.status])
+    with torch.inference_mode(False), untouched(target):
+        door = Oracle(target, Access.SCORES)
+        at = torch.from_numpy(np.unique(np.linspace(0, n - 1, min(n, 512)).astype(np.int64)))
+        at = at[counted[at]]
+        if target.draws == 1 and len(at):
+            label = _labels(door, x[at], width)
+            start, end = (float((v == y[at]).float().mean()) for v in (whole.label_clean[at], label))
+            moved = int((label != whole.label_clean[at]).sum())
+            if moved > max(1, 0.005 * len(at)):
+                out.drifted = True
+                out.findings.append(Finding("B6", "the target changed during the run", f"Clean accuracy was {start:.1%} "
+                    f"at the start and {end:.1%} at the end ({moved} of {len(at)} answers changed): the target changed "
+                    "during the run.", "withheld", end - start))  # fmt: skip
+            everything = torch.cat([whole.label_clean[counted], label])
+            if not bool((everything != everything[0]).any()) and len(y) > 1:
+                _constant(out, up, door, x, ball, int(everything[0]), width)
+        worst = torch.where(broken.view(-1, *([1] * (x.dim() - 1))), whole.x_adv.cpu(), whole.best.cpu())
+        rows = (broken & counted).nonzero()[:, 0]
+        if len(rows):
+            eight = Ball(ball.norm, ball.eps, ball.bounds, 255)
+            rounded = eight.project(whole.x_adv.cpu()[rows], x.cpu()[rows])
+            inside = eight.contains(rounded, x.cpu()[rows])
+            wrong = _wrong(door, rounded, y[rows], width) & inside
+            out.on_grid = torch.zeros(n, dtype=torch.bool)
+            out.on_grid[rows] = wrong
+            lost = int((~wrong).sum())
+            if lost > 0.05 * int(counted.sum()) and lost > 1:
+                share = (sum(s is Status.SURVIVED for s in whole.status) + lost) / max(1, int(counted.sum()))
+                out.findings.append(Finding("A3", "between pixel values", f"{lost} of {len(rows)} adversarial examples "
+                    f"exist only between pixel values: after 8-bit rounding {share:.1%} stay right.", "noted",
+                    share))  # fmt: skip
+        else:
+            out.on_grid = torch.zeros(n, dtype=torch.bool)
+        if target.reject is not None:
+            out.rejected_clean = ~_accepted(door, x, width)
+            out.rejected_adv = ~_accepted(door, worst, width) & ~broken
+        if target.draws > 1:
+            out.survival = _survival(target, worst, y, width)
+    if gradient and not whole.interrupted:
+        _unlimited(out, up, x, whole, ball, seed)
+    return out
+
+
+def _constant(out: Controls, up: Checkup, door: Oracle, x: Tensor, ball: Ball, label: int, width: int) -> None:
+    """All answers are the same so far: are they so everywhere?"""
+    lo, hi = ball.bounds
+    noise = lo + (hi - lo) * torch.rand(min(64, max(len(x), 8)), *x.shape[1:], dtype=x.dtype)
+    wild = torch.cat([noise, torch.full_like(noise[:1], lo), torch.full_like(noise[:1], hi), lo + hi - x[:16].cpu()])
+    if bool((_labels(door, wild, width) == label).all()):
+        out.findings.append(Finding("C9", "predictions never change", f"Neither images, noise nor inverted images get "
+            f"another answer than class {label}: the evaluation does not reach the target. No claim is made.",
+            "withheld"))  # fmt: skip
+
+
+def _unlimited(out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, seed: int) -> None:
+    """With the whole range allowed, gradient attacks must break everything (arXiv 1902.06705, section 4.3)."""
+    standing = np.flatnonzero([s is Status.SURVIVED for s in whole.status])
+    if not len(standing):
+        return
+    at = standing[np.unique(np.linspace(0, len(standing) - 1, min(CONTROL, len(standing))).astype(np.int64))]
+    lo, hi = ball.bounds
+    range_ = (hi - lo) * (
+        1.0 if ball.norm.name == "linf" else max(1, x[0].numel()) ** (0.5 if ball.norm.name == "l2" else 1)
+    )
+    sense = "straight" if up.target.straight is not None else "exact"
+    attacks = [apgd(steps=25, loss="margin"), apgd(steps=25), apgd(steps=25, loss="margin", restarts=2)]
+    chosen = attacks if sense == "exact" else [with_sense(a, sense) for a in attacks]
+    free = Ball(ball.norm, range_, ball.bounds, ball.levels)
+    if up.masked and sense == "exact":
+        return
+    found = run(chosen, up.target, x[at], whole.y[at], free, seed=seed, batch_size=CONTROL)
+    out.backward += int(found.backward.sum() + found.padding[1] + found.overrun[1])
+    left = sum(s is Status.SURVIVED for s in found.status)
+    if left > 0.1 * len(at):
+        out.findings.append(Finding("C9", "unlimited attacks fail", f"With the whole input range allowed {left} of "
+            f"{len(at)} examples are still not broken by gradient attacks: they do not reach the target.", "suspect",
+            left / len(at)))  # fmt: skip
+
+
+def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) -> list[Finding]:
+    """Return what the attacks' own table says: families that alone broke much, and budgets that still gained.
+
+    `first` is the number of rows of the suite proper; the rows after it were tried on a pilot.
+    """
+    out: list[Finding] = []
+    ran = [r for r in rows if not r.skipped]
+    if up.masked or up.blind:
+        return out
+    gradient = [r for r in ran if family(r.name) == "gradient"]
+    if not gradient and any(r.skipped for r in rows):
+        out.append(Finding("E5", "no gradient attack ran", "No gradient attack of the suite was allowed or applied: the "
+            "number covers the others only.", "suspect"))  # fmt: skip
+    other = [r for r in ran if family(r.name) != "gradient"]
+    alone = sum(r.broken for r in other)
+    if gradient and alone > max(1, 0.01 * n):
+        names = ", ".join(dict.fromkeys(r.name.partition("(")[0] for r in other if r.broken))
+        out.append(Finding("E7", "gradients are masked", f"{names} broke {alone} of {n} examples that gradients could "
+            "not: gradients are masked.", "suspect", alone / n))  # fmt: skip
+    gained = sum(r.broken for r in rows[first:] if not r.skipped and family(r.name) == "gradient")
+    if gradient and not alone and gained > max(1, 0.01 * n):
+        out.append(Finding("E1", "not converged", f"More steps and restarts broke {gained} of {n} examples that the suite "
+            "could not.", "suspect", gained / n))  # fmt: skip
+    if whole.vanished > max(2, 0.02 * n) and up.target.draws == 1:
+        out.append(Finding("E4", "successes vanish", f"{whole.vanished} successes were gone when they were asked for "
+            "again: they are not counted.", "suspect", whole.vanished / n))  # fmt: skip
+    return out
+
+
+def verdict(findings: list[Finding], reasons: list[str]) -> tuple[str, list[str]]:
+    """Return status and reasons: withheld goes before suspect; trusted has no reasons."""
+    withheld = [f.title for f in findings if f.consequence == "withheld"]
+    if withheld:
+        return "withheld", list(dict.fromkeys(withheld))
+    suspect = [f"{f.title} ({f.id})" for f in findings if f.consequence in ("suspect", "escalated")] + reasons
+    return ("suspect", list(dict.fromkeys(suspect))) if suspect else ("trusted", [])
+
+
+def _labels(door: Oracle, x: Tensor, width: int) -> Tensor:
+    return torch.cat([door.scores(_at(door.target, part)).label.cpu() for part in x.split(width)])
+
+
+def _wrong(door: Oracle, x: Tensor, y: Tensor, width: int) -> Tensor:
+    """Which of x [m, ...] are misclassified, accepted and answered by numbers, bool [m]."""
+    from ..core.goal import advantage
+
+    parts = []
+    for at in range(0, len(x), width):
+        answer = door.scores(_at(door.target, x[at : at + width]))
+        parts.append((advantage(answer, y[at : at + width].to(door.target.device), None) > 0).cpu())
+    return torch.cat(parts)
+
+
+def _accepted(door: Oracle, x: Tensor, width: int) -> Tensor:
+    parts = []
+    for part in x.split(width):
+        accepted = door.scores(_at(door.target, part)).accepted
+        parts.append(torch.ones(len(part), dtype=torch.bool) if accepted is None else accepted.cpu())
+    return torch.cat(parts)
+
+
+def _survival(target: Target, x: Tensor, y: Tensor, width: int) -> Tensor:
+    """Return the share of fresh draws on which each example is not fooled, [n]."""
+    import copy
+
+    single = copy.copy(target)
+    single.draws = 1
+    door = Oracle(single, Access.SCORES)
+    fooled = torch.zeros(len(x))
+    for _ in range(DRAWS):
+        fooled += _wrong(door, x, y, width).float()
+    return (1 - fooled / DRAWS).double()
+
+
+def _at(target: Target, x: Tensor) -> Tensor:
+    return x.to(target.device, target.work_dtype)
