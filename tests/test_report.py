@@ -196,7 +196,7 @@ def test_every_kind_of_record_makes_a_page_that_keeps_its_promises(name: str) ->
     parsed = checked(page.render(e))
     low, high = e.robust_interval
     assert f"robust accuracy, at most {e.robust_accuracy:.1%}" in parsed.text
-    assert f"95% interval {100 * low:.1f}–{high:.1%} suspect: not examined" in parsed.text
+    assert f"suspect: not examined 95% interval {100 * low:.1f}–{high:.1%}" in parsed.text
     for status, words in (("MISCLASSIFIED", "wrong before any attack"), ("BROKEN", "broken"), ("SURVIVED", "survived")):
         assert f"{e.count(Status[status])} {words}" in parsed.text
 
@@ -304,7 +304,7 @@ def test_the_verdict_stands_beside_the_number_and_the_findings_follow() -> None:
     e = digits(status="suspect", reasons=["gradients are masked"], findings=FINDINGS, check_seconds=0.25)
     text = checked(page.render(e)).text
     low, high = e.robust_interval
-    number = f"at most {e.robust_accuracy:.1%} 95% interval {100 * low:.1f}–{high:.1%} suspect: gradients are masked"
+    number = f"at most {e.robust_accuracy:.1%} suspect: gradients are masked 95% interval {100 * low:.1f}–{high:.1%}"
     assert number in text
     assert "Can this number be trusted? Not as it stands: gradients are masked." in text
     assert "The doctor and the controls took 0.2 of 1.5 seconds." in text

@@ -145,7 +145,11 @@ def span(interval: tuple[float, float] | None) -> str:
 def _counts(e: Evaluation) -> list[dict[str, Any]]:
     undecided, failed = e.count(*UNDECIDED) - e.count(Status.FAILED), e.count(Status.FAILED)
     right = e.n - e.count(Status.MISCLASSIFIED)
-    rate = f"; {percent(e.success_rate)} ({span(e.success_interval)}) of the {right:,} right at first" if right else ""
+    rate = (
+        f"; {percent(e.success_rate)} ({span(e.success_interval)}) of the {right:,} right at first"
+        if right and not e.withheld
+        else ""
+    )
     parts = [
         ("wrong", "wrong before any attack", e.count(Status.MISCLASSIFIED), "misclassified as they are"),
         ("broken", "broken", e.count(Status.BROKEN), f"right at first, fooled inside the threat{rate}"),
