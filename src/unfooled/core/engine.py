@@ -3,13 +3,17 @@
 A row leaves its slot when it is fooled (bounded threats), when its steps and restarts are used up or when its query
 budget is spent; the slot is refilled with the next example. What was found counts after an independent forward pass
 on the point as it is stored. Restarts of an example run one after another, so counts do not depend on the batch.
+
+Examples go through in chunks; what a chunk does depends on nothing but its examples and the pool at its start, so that
+a journal may hold finished chunks and a resumed run do the others, bit for bit.
 """
 
+import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,11 +21,13 @@ import torch
 from torch import Tensor
 
 from .. import _rows
-from .._noise import Noise, row_keys
+from .._noise import Noise, row_keys, text_key
 from .._rows import Batch
-from ..errors import InputError, TargetError
+from ..errors import InputError, TargetError, UnfooledError, safe_text
+from . import oracle as door
 from .attack import Attack, Problem
-from .goal import Goal, Untargeted, advantage, valid
+from .goal import SURE, Goal, Untargeted, advantage, valid
+from .journal import Journal, pack, pack_rows, unpack, unpack_rows
 from .oracle import Answer, Oracle
 from .pool import Pool
 from .result import Progress, Status
@@ -30,6 +36,8 @@ from .threat import Threat
 
 _MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "not enough memory")
 _CHECK_EVERY = 8  # steps between looks at the device's flags where a look costs a synchronisation
+CHUNK = 8
+"""Examples that are finished together and written to the journal together, in units of the slots."""
 
 
 @dataclass
@@ -75,8 +83,17 @@ class Engine:
         deadline: float | None = None,
         progress: Callable[[Progress], None] | None = None,
         surrogates: tuple[Oracle, ...] = (),
+        journal: Journal | None = None,
+        phase: str = "",
+        key: str = "",
     ) -> None:
         self.pool, self.oracle, self.threat, self.goal = pool, oracle, threat, goal
+        self.journal, self.phase, self.key = journal, phase, key
+        self.chunk = CHUNK * width
+        self.seconds = self.saved = 0.0  # of all chunks, and of those that were read from the journal
+        self._runs = 0
+        self._lost = np.zeros(len(pool.y), dtype=bool)  # left the attack because the target raised on them
+        self._like: Answer | None = None
         self.width, self.seed, self.queries = width, seed, queries
         self.deadline, self.progress, self.surrogates = deadline, progress, surrogates
         self.device, self.dtype = oracle.target.device, oracle.target.work_dtype
@@ -86,6 +103,7 @@ class Engine:
         self.notes: list[str] = []
         self.lazy = self.device.type != "cpu"  # a look at the rows' flags costs a synchronisation
         self._since_look = 0
+        self._done = 0
         self._begun = self._told = time.monotonic()
 
     def look(self, relabel: Callable[[Tensor, Tensor], Tensor] | None = None) -> None:
@@ -96,7 +114,7 @@ class Engine:
         pool = self.pool
         if not len(pool.y):
             return
-        answer = self._look(pool.x)
+        answer = self._first_look()
         pool.forward += 1
         pool.label_clean, pool.label = answer.label.cpu(), answer.label.cpu().clone()
         if answer.scores is not None:
@@ -104,7 +122,9 @@ class Engine:
             pool.clean = pool.scores.clone()
             self.classes = pool.scores.shape[1]
             if relabel is not None:
-                pool.y = relabel(pool.scores, pool.y)
+                asked = torch.from_numpy(~self._lost)
+                pool.y = pool.y.clone()
+                pool.y[asked] = relabel(pool.scores[asked], pool.y[asked])
             outside = (pool.y < 0) | (pool.y >= self.classes)
             if bool(outside.any()):
                 i = int(outside.nonzero()[0])
@@ -114,41 +134,132 @@ class Engine:
             pool.status[~valid(pool.scores).numpy()] = Status.INVALID
         pool.to = self.goal.wanted(pool.y, pool.scores)
         seen = None if answer.scores is None else answer.scores.cpu()
-        pool.lead = advantage(Answer(seen, pool.label), pool.y, pool.to).float()
+        accepted = None if answer.accepted is None else answer.accepted.cpu()
+        votes = None if answer.votes is None else answer.votes.cpu()
+        pool.lead = advantage(Answer(seen, pool.label, accepted, answer.draws, votes), pool.y, pool.to).float()
         pool.margin = -pool.lead.clone()
         if pool.to is not None:
             pool.status[(pool.to == pool.y).numpy() & (pool.status == Status.SURVIVED)] = Status.SKIPPED
-        pool.status[(pool.label != pool.y).numpy() & (pool.status != Status.INVALID)] = Status.MISCLASSIFIED
+        wrong = pool.label != pool.y
+        if votes is not None:  # a random target is wrong before any attack where it is so in nearly all draws
+            wrong = votes.gather(1, pool.y.view(-1, 1))[:, 0] < 1 - SURE
+        elif accepted is not None:
+            wrong |= ~accepted
+        pool.status[wrong.numpy() & (pool.status != Status.INVALID)] = Status.MISCLASSIFIED
+        pool.status[self._lost] = Status.FAILED
+        pool.lead[self._lost], pool.margin[self._lost] = -torch.inf, torch.nan
 
     def run(self, attack: Attack[Any], todo: np.ndarray) -> int:
         """Attack the examples `todo`; return how many were attempted."""
         short = self._short(todo, attack.queries_per_step + 2)  # a step, the last look and the re-check
         self.pool.unrun[todo[short & (self.pool.forward[todo] <= 1)]] = True  # no attack could ask anything
         todo = todo[~short]
-        jobs = deque((int(i), 0) for i in todo)
         self.pool.lead[todo] = -torch.inf  # the best points of the attack before stay as this one's warm starts
+        self._done, attempted, self._runs = 0, 0, self._runs + 1
+        for number, at in enumerate(range(0, len(todo), self.chunk)):
+            part = todo[at : at + self.chunk]
+            attempted += self._once(
+                f"{self._runs}/{attack.key()}/{number}",
+                part,
+                lambda part=part: self._drain(attack, part, len(todo)),  # type: ignore[misc]
+                lambda part=part: pack(self.pool, part, repr(attack)),  # type: ignore[misc]
+                lambda rows: unpack(self.pool, rows),
+            )
+        self._tell(attack, len(todo), force=True)
+        if len(todo) and not any(s in (Status.SURVIVED, Status.BROKEN) for s in self.pool.status):
+            raise TargetError(f"The target raised on every input that was attacked, first {self.pool.why[todo[0]]}.")
+        return attempted
+
+    def _drain(self, attack: Attack[Any], todo: np.ndarray, total: int) -> tuple[int, bool]:
+        """Attack a chunk of the `total` examples; return how many were attempted, and whether time was left for all."""
+        jobs = deque((int(i), 0) for i in todo)
         slots: _Slots | None = None
-        self._done = 0
         while True:
-            if self.deadline is not None and time.monotonic() > self.deadline:
+            if self._late():
                 self._abandon(attack, jobs, slots)
-                break
+                return len(todo) - len({i for i, _ in jobs}), False
             try:
                 slots = self._fill(attack, slots, jobs)
                 if slots is None:
-                    break
+                    return len(todo), True
                 slots = self._step(attack, slots, jobs)
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+            except Exception as error:
+                shrunk = _out_of_memory(error)
+                if not shrunk and (slots is None or not _of_the_target(error)):
                     raise
-                shrunk = True
+                failure: Exception | None = None if shrunk else error
             else:
-                shrunk = False
+                shrunk, failure = False, None
             if shrunk:  # outside the except block: its traceback holds the tensors that must go
                 slots = self._halve(slots, jobs)
-            self._tell(attack, len(todo))
-        self._tell(attack, len(todo), force=True)
-        return len(todo) - len({i for i, _ in jobs})
+            if failure is not None and slots is not None:
+                slots = self._without_culprits(attack, slots, failure)
+            self._tell(attack, total)
+
+    def _late(self) -> bool:
+        """Whether the time is over, that of the attempts before this one included."""
+        spent = 0.0 if self.journal is None else self.journal.saved
+        return self.deadline is not None and time.monotonic() + spent > self.deadline
+
+    def _once(
+        self,
+        name: str,
+        index: np.ndarray,
+        work: Callable[[], tuple[int, bool]],
+        written: Callable[[], list[dict[str, Any]]],
+        restore: Callable[[list[dict[str, Any]]], None],
+    ) -> int:
+        """Do the chunk `name` of the examples `index`, or restore it from the journal; return how many it attempted.
+
+        What is not finished (False from `work`) is not written, so that a resumed run does it again.
+        """
+        self._since_look = 0
+        self._lost[index] = False
+        _reseed(f"{self.seed}/{self.phase}/{name}", self.device)  # for targets that draw from the global generators
+        key = f"{self.key}/{name}"
+        entry = None if self.journal is None else self.journal.read(key)
+        if self.journal is not None and entry and [row["example"] for row in entry.rows] == index.tolist():
+            restore(entry.rows)
+            self._credit(entry.totals)
+            self.journal.saved += entry.totals["seconds"]
+            return int(entry.totals["attempted"])
+        before, noted, begun = self._ledger(), len(self.notes), time.monotonic()
+        try:
+            attempted, finished = work()
+        finally:
+            seconds = time.monotonic() - begun
+            self.seconds += seconds
+        if self.journal is not None and finished:
+            totals = {k: v - before[k] for k, v in self._ledger().items()}
+            more = {"notes": self.notes[noted:], "width": self.width, "attempted": attempted, "seconds": seconds}
+            self.journal.write(key, written(), totals | more)
+        return attempted
+
+    def _ledger(self) -> dict[str, int]:
+        """Return all counts that a chunk adds to."""
+        return {
+            "forward": self.oracle.forward,
+            "backward": self.oracle.backward,
+            "padding_forward": int(self.padding[0]),
+            "padding_backward": int(self.padding[1]),
+            "overrun_forward": int(self.overrun[0]),
+            "overrun_backward": int(self.overrun[1]),
+            "vanished": self.vanished,
+            "done": self._done,
+        }
+
+    def _credit(self, totals: dict[str, Any]) -> None:
+        """Add the counts of a chunk that was done by an earlier process."""
+        self.oracle.forward += totals["forward"]
+        self.oracle.backward += totals["backward"]
+        self.padding += [totals["padding_forward"], totals["padding_backward"]]
+        self.overrun += [totals["overrun_forward"], totals["overrun_backward"]]
+        self.vanished += totals["vanished"]
+        self._done += totals["done"]
+        self.width = min(self.width, totals["width"])
+        self.notes += totals["notes"]
+        self.seconds += totals["seconds"]
+        self.saved += totals["seconds"]
 
     def _step(self, attack: Attack[Any], slots: _Slots, jobs: deque[tuple[int, int]]) -> _Slots:
         with self._charged(slots):
@@ -192,6 +303,57 @@ class Engine:
         near = -self.threat.distance(x, x0)
         return torch.where(lead > 0, near.to(lead.dtype), -torch.inf)
 
+    def _without_culprits(self, attack: Attack[Any], slots: _Slots, error: Exception) -> _Slots | None:
+        """Take the rows out on which the target raises in the attack's next step, and go on without them."""
+
+        def step(index: np.ndarray) -> None:
+            part = slots.take(index)
+            attack.step(part.p, part.s)
+
+        culprits = self._culprits(step, np.arange(len(slots.live)), error)
+        index = np.array(sorted(culprits))
+        live = index[slots.live[index]]
+        self._lose(slots.example[live], [culprits[i] for i in live])
+        self._done += len(live)
+        good = np.setdiff1d(np.arange(len(slots.live)), index)
+        if not len(good):
+            return None
+        slots = slots.put(index, slots.take(np.resize(good, len(index))))
+        slots.live[index] = False
+        return slots
+
+    def _culprits(self, ask: Callable[[np.ndarray], Any], index: np.ndarray, error: Exception) -> dict[int, Exception]:
+        """Return the rows among `index` on which the target raises, with what it raises, by halving.
+
+        Raises `error` when there is none: the rows go through in smaller batches, so it is not for their sake.
+        """
+        before = np.array([self.oracle.forward, self.oracle.backward])
+        found: dict[int, Exception] = {}
+        waiting = [index]
+        while waiting:
+            part = waiting.pop()
+            try:
+                ask(part)
+            except Exception as raised:
+                if not _of_the_target(raised) or _out_of_memory(raised):
+                    raise
+                if len(part) == 1:
+                    found[int(part[0])] = raised.with_traceback(None)
+                else:
+                    waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+        self.overrun += np.array([self.oracle.forward, self.oracle.backward]) - before
+        if not found:
+            raise error
+        return found
+
+    def _lose(self, example: np.ndarray, errors: list[Exception]) -> None:
+        """Let examples leave on which the target raised; what was found on them before stands."""
+        for i, error in zip(example, errors, strict=True):
+            said = (str(error).splitlines() or [""])[0][:200].rstrip(". ")
+            self.pool.why[i] = safe_text(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+        self._lost[example] = True
+        self.pool.status[example[self.pool.status[example] == Status.SURVIVED]] = Status.FAILED
+
     def _retire(self, attack: Attack[Any], slots: _Slots, found: np.ndarray, jobs: deque[tuple[int, int]]) -> None:
         """Re-check what was found, look at last iterates, and let rows leave, or go on with their next restart."""
         self._refund_overrun(slots, found)
@@ -199,7 +361,10 @@ class Engine:
         spent = self._spent(attack, slots) & ~broken
         self._look_at_last(attack, slots, spent & ~self._short(slots.example, 2))
         broken |= self._confirm(attack, slots, spent & ~self._short(slots.example, 1))
-        over = np.flatnonzero(spent & ~broken if self.threat.bounded else spent)
+        lost = slots.live & self._lost[slots.example]
+        self._done += int((lost & ~broken).sum() if self.threat.bounded else lost.sum())
+        spent |= lost
+        over = np.flatnonzero(spent & ~lost & ~broken if self.threat.bounded else spent & ~lost)
         if len(over) and self.threat.bounded:
             best = slots.take(over)
             self.pool.keep(best.example, best.best, best.key, best.scores)
@@ -219,10 +384,11 @@ class Engine:
         if last is None or not len(index):
             return
         x, at = _rows.take(last, index), slots.p.take(index)
-        answer = self._look(x)
+        answer = self._look(x, slots.example[index])
         self.pool.forward[slots.example[index]] += 1
         lead = advantage(answer, at.y, at.to)
         lead = torch.where(self.threat.contains(self.threat.settle(x, at.x0), at.x0), lead, -torch.inf)
+        lead[torch.from_numpy(self._lost[slots.example[index]])] = -torch.inf
         key = lead if self.threat.bounded else self._closeness(x, at.x0, lead)
         better = np.flatnonzero((key > slots.key[torch.as_tensor(index, device=self.device)]).cpu().numpy())
         slots.best = _rows.put(slots.best, index[better], _rows.take(x, better))
@@ -237,7 +403,7 @@ class Engine:
         broken = np.zeros_like(slots.live)
         if len(index):
             broken[index] = self._recheck(attack, slots, index)
-            refused = index[~broken[index]]
+            refused = index[~broken[index] & ~self._lost[slots.example[index]]]
             self.vanished += len(refused)
             worst = torch.full_like(slots.key[: len(refused)], 0.0 if self.threat.bounded else -torch.inf)
             slots.key = _rows.put(slots.key, refused, worst)
@@ -249,14 +415,14 @@ class Engine:
         pool, rows, example = self.pool, slots.take(index), slots.example[index]
         x = self.threat.settle(rows.best, rows.p.x0)
         legal = self.threat.contains(x, rows.p.x0)
-        answer = self._look(x)
+        answer = self._look(x, example)
         pool.forward[example] += 1
         lead = advantage(answer, rows.p.y, rows.p.to)
         tolerance: Tensor | float = 0.0
         if answer.scores is not None:  # the two best alone: classes may be ruled out by -1e9 or -inf
             size = answer.scores.float().topk(2, dim=1).values.nan_to_num(neginf=0.0).abs().amax(1)
             tolerance = 4 * torch.finfo(answer.scores.dtype).eps * size
-        sure = (legal & (lead > tolerance)).cpu().numpy()
+        sure: np.ndarray = (legal & (lead > tolerance)).cpu().numpy() & ~self._lost[example]
         distance = self.threat.distance(x, rows.p.x0).cpu().double()
         nearer = ~(pool.distance[example] <= distance).numpy()  # a restart may have found a smaller change already
         good = np.flatnonzero(sure & nearer)
@@ -347,25 +513,67 @@ class Engine:
     def _here(self, x: Batch) -> Batch:
         return x.to(self.device, self.dtype) if isinstance(x, Tensor) else x
 
-    def _look(self, x: Batch) -> Answer:
-        """Ask for any number of rows in pieces of the engine's width."""
+    def _look(self, x: Batch, example: np.ndarray) -> Answer:
+        """Ask for any number of rows in pieces of the engine's width; nobody answers where the target raises."""
         parts: list[Answer] = []
         at = 0
         while at < len(x):
             try:
                 parts.append(self.oracle.look(self._here(x[at : at + self.width])))
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+            except Exception as error:
+                shrunk = _out_of_memory(error)
+                if not shrunk and not _of_the_target(error):
                     raise
-                shrunk = True
+                failure: Exception | None = None if shrunk else error
             else:
-                shrunk = False
+                shrunk, failure = False, None
+                self._like = parts[-1]
+            if failure is not None:
+                parts.append(self._look_apart(x[at : at + self.width], example[at : at + self.width], failure))
+            if not shrunk:
                 at += self.width
-            if shrunk:
+            else:
                 self.width = min(self.width, len(x) - at)
                 self._halve(None, deque())
-        scores = [a.scores for a in parts if a.scores is not None]
-        return Answer(torch.cat(scores) if scores else None, torch.cat([a.label for a in parts]))
+        return _joined(parts)
+
+    def _look_apart(self, x: Batch, example: np.ndarray, error: Exception) -> Answer:
+        """Ask for the rows on which the target does not raise; the others have no answer, and their examples leave."""
+
+        def ask(index: np.ndarray) -> Answer:
+            return self.oracle.look(self._here(_rows.take(x, index)))
+
+        culprits = self._culprits(ask, np.arange(len(x)), error)
+        bad = np.array(sorted(culprits))
+        self._lose(example[bad], [culprits[i] for i in bad])
+        good = np.setdiff1d(np.arange(len(x)), bad)
+        if len(good):
+            self._like = ask(good)
+        elif self._like is None:
+            raise TargetError(f"The target raised on every input, first {self.pool.why[example[0]]}.") from error
+        return _spread(self._like, good, len(x))
+
+    def _first_look(self) -> Answer:
+        """Ask for the clean answer of every example, chunk by chunk."""
+        parts: list[Answer] = []
+        for number, at in enumerate(range(0, len(self.pool.y), self.chunk)):
+            index = np.arange(at, min(at + self.chunk, len(self.pool.y)))
+
+            def ask(at: int = at, index: np.ndarray = index) -> tuple[int, bool]:
+                parts.append(self._look(self.pool.x[at : at + self.chunk], index))
+                return len(index), True
+
+            def written(index: np.ndarray = index) -> list[dict[str, Any]]:
+                why = [{"why": text} if text else {} for text in self.pool.why[index]]
+                return [a | b for a, b in zip(_answer_rows(parts[-1], index), why, strict=True)]
+
+            def restore(rows: list[dict[str, Any]], index: np.ndarray = index) -> None:
+                parts.append(_answer_of(rows, self.device))
+                self.pool.why[index] = [row.get("why", "") for row in rows]
+                self._lost[index] = self.pool.why[index] != ""
+
+            self._once(f"look/{number}", index, ask, written, restore)
+        return _joined(parts)
 
     @contextmanager
     def _charged(self, slots: _Slots) -> Iterator[None]:
@@ -433,7 +641,7 @@ class Engine:
                 robust=robust,
                 forward=self.oracle.forward,
                 backward=self.oracle.backward,
-                seconds=now - self._begun,
+                seconds=now - self._begun + self.saved,
             )
         )
 
@@ -471,6 +679,60 @@ def last_iterate(
     return end.detach()
 
 
+def _joined(parts: list[Answer]) -> Answer:
+    """Return the answers to consecutive rows as one."""
+    if len(parts) == 1:
+        return parts[0]
+    columns: dict[str, Any] = {}
+    for name in (f.name for f in fields(Answer)):
+        column = [getattr(a, name) for a in parts]
+        columns[name] = torch.cat(column) if isinstance(column[0], Tensor) else column[0]
+    return Answer(**columns)
+
+
+def _spread(answer: Answer | None, index: np.ndarray, rows: int) -> Answer:
+    """Return an answer of `rows` rows: the given one at `index`, elsewhere NaN, -1 and no; a pattern where none is."""
+    values: dict[str, Any] = {}
+    for name in (f.name for f in fields(Answer)):
+        value = values[name] = getattr(answer, name)
+        if isinstance(value, Tensor):
+            nothing = torch.nan if value.is_floating_point() else False if value.dtype == torch.bool else -1
+            values[name] = value.new_full((rows, *value.shape[1:]), nothing)
+            _rows.assign(values[name], index, value[: len(index)])
+    return Answer(**values)
+
+
+def _answer_rows(answer: Answer, index: np.ndarray) -> list[dict[str, Any]]:
+    """Return an answer as records for the journal, the settings that all rows share with the first."""
+    rows: list[dict[str, Any]] = [{"example": int(i)} for i in index]
+    for name, value in ((f.name, getattr(answer, f.name)) for f in fields(Answer)):
+        if not isinstance(value, Tensor):
+            rows[0][name] = value
+            continue
+        rows[0][f"{name} as"] = [list(value.shape[1:]), str(value.dtype).removeprefix("torch.")]
+        for row, text in zip(rows, pack_rows(value), strict=True):
+            row[name] = text
+    return rows
+
+
+def _answer_of(rows: list[dict[str, Any]], device: torch.device) -> Answer:
+    values: dict[str, Any] = {}
+    for name in (f.name for f in fields(Answer)):
+        kind = rows[0].get(f"{name} as")
+        values[name] = unpack_rows([r[name] for r in rows], *kind).to(device) if kind else rows[0].get(name)
+    return Answer(**values)
+
+
+def _reseed(text: str, device: torch.device) -> None:
+    number = text_key(text) & 0xFFFFFFFF
+    torch.default_generator.manual_seed(number)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number)
+    np.random.seed(number)
+    random.seed(number)
+
+
 def _rung(live: int, width: int) -> int:
     """The power of two that holds `live` rows, `width` at most."""
     return min(width, 1 << (live - 1).bit_length())
@@ -478,3 +740,13 @@ def _rung(live: int, width: int) -> int:
 
 def _out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(t in str(error).lower() for t in _MEMORY)
+
+
+def _of_the_target(error: BaseException) -> bool:
+    """Whether an error came through the door: raised by the target, not by an attack, the engine or the user."""
+    at = error.__traceback__
+    while at is not None:
+        if at.tb_frame.f_code.co_filename == door.__file__:
+            return isinstance(error, Exception) and not isinstance(error, UnfooledError)
+        at = at.tb_next
+    return False

@@ -17,7 +17,7 @@ class Pool:
 
     `best` [n, ...] is the most advanced point that the last attack found, `lead` [n] its advantage (below 0: not
     fooled) and `scores` [n, k] the answer there; `clean` [n, k] is the answer at x; `margin` [n] is minus the largest
-    advantage of all attacks; `x_adv` is what was re-checked and counts.
+    advantage of all attacks; `x_adv` is what was re-checked and counts; `why` [n] what the target raised on it, or "".
     """
 
     x: Batch
@@ -39,6 +39,7 @@ class Pool:
     confidence_clean: Tensor
     steps: np.ndarray
     broken_by: np.ndarray
+    why: np.ndarray
     forward: np.ndarray
     backward: np.ndarray
 
@@ -68,6 +69,7 @@ class Pool:
             confidence_clean=torch.full((n,), torch.nan),
             steps=np.full(n, -1, dtype=np.int64),
             broken_by=np.full(n, "", dtype=object),
+            why=np.full(n, "", dtype=object),
             forward=np.zeros(n, dtype=np.int64),
             backward=np.zeros(n, dtype=np.int64),
         )

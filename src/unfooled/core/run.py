@@ -17,6 +17,7 @@ from .access import Access
 from .attack import RECIPES, Attack, parse
 from .engine import Engine
 from .goal import Goal, Untargeted
+from .journal import Journal
 from .oracle import Oracle
 from .pool import Pool
 from .result import AttackRow, Progress, Status
@@ -29,7 +30,8 @@ class Run:
     """What is known about n examples after one attack or a cascade, one row each.
 
     `status` says misclassified (wrong before any attack), broken, survived, skipped or not_run; `success` bool [n] is
-    status == broken; `x_adv` [n, ...] holds the original where nothing was found; `distance` [n] is NaN there;
+    status == broken; `x_adv` [n, ...] holds the original where nothing was found, and
+    `distance` [n] NaN; `best` [n, ...] is what came nearest;
     `forward` and `backward` int64 [n] count the rows sent through the target for that example, the first look and the
     re-check included. `padding` and `overrun` rows ([forward, backward]) belong to nobody;
     with them the counts equal what the target saw. `vanished` counts successes that the re-check refused.
@@ -39,6 +41,7 @@ class Run:
     status: list[Status]
     success: Tensor
     x_adv: Batch
+    best: Batch
     distance: Tensor
     margin: Tensor
     label: Tensor
@@ -87,6 +90,8 @@ def run(
     progress: Callable[[Progress], None] | None = None,
     salvage: bool = False,
     relabel: Callable[[Tensor, Tensor], Tensor] | None = None,
+    journal: Journal | None = None,
+    phase: str = "",
 ) -> Run:
     """Attack n examples and return one record per example.
 
@@ -108,6 +113,8 @@ def run(
         progress: called with a Progress about ten times a second.
         salvage: Ctrl-C returns what was found so far, `interrupted`, instead of raising.
         relabel: called once with the clean scores [n, k] and y; returns the labels to go by, or raises.
+        journal: where finished chunks are written, and read instead of computed when a run is resumed.
+        phase: what this run is called there; runs of the same attacks that differ in their target need their own.
 
     Raises:
         InputError: inputs, labels or settings do not fit.
@@ -119,7 +126,7 @@ def run(
         parse(a) if isinstance(a, str) else a for a in ([attacks] if isinstance(attacks, Attack | str) else attacks)
     ]
     threat = threat.within(target.bounds)
-    _check(x, y, threat, target)
+    check_inputs(x, y, threat, target)
     oracle = Oracle(target, Access.GRADIENT if access is None else Access(access))
     if len(recipes) == 1:
         oracle.need(recipes[0].access, repr(recipes[0]))
@@ -134,19 +141,25 @@ def run(
     width = auto_width(x, target.device) if isinstance(batch_size, str) else int(batch_size)
     rows: list[AttackRow] = []
     interrupted = False
+    goal = goal or Untargeted()
+    asked = (goal, oracle.granted, queries, width, seed, names.tolist(), y.tolist())
+    key = "" if journal is None else journal.phase(phase, threat, getattr(threat, "eps", None), *asked)
     with torch.inference_mode(False), untouched(target):
         pool = Pool.of(x, y, names, target.work_dtype)
         engine = Engine(
             pool,
             oracle,
             threat,
-            goal or Untargeted(),
+            goal,
             width,
             seed,
             queries,
             deadline,
             progress,
             tuple(Oracle(s, Access.GRADIENT) for s in surrogates),
+            journal=journal,
+            phase=phase,
+            key=key,
         )
         try:
             engine.look(relabel)
@@ -163,11 +176,14 @@ def run(
     pool.status[left & pool.unrun] = Status.NOT_RUN
     if recipes and rows and all(r.skipped for r in rows):
         pool.status[left] = Status.SKIPPED
+    if lost := [str(why) for why in pool.why if why]:
+        engine.notes.append(f"The target raised on {len(lost)} of {n} examples, first {lost[0]}; the others went on.")
     return Run(
         attacks=rows,
         status=[Status(s) for s in pool.status],
         success=torch.from_numpy(pool.status == Status.BROKEN),
         x_adv=pool.x_adv,
+        best=pool.best,
         distance=pool.distance,
         margin=pool.margin,
         label=pool.label,
@@ -183,7 +199,7 @@ def run(
         padding=engine.padding,
         overrun=engine.overrun,
         vanished=engine.vanished,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - begun + engine.saved,
         notes=engine.notes,
         interrupted=interrupted,
         classes=engine.classes,
@@ -230,10 +246,10 @@ def _attack(
     only: np.ndarray | None = None,
 ) -> None:
     """Run one attack of the cascade and add its line to the table, also when it is interrupted."""
-    pool, start = engine.pool, time.monotonic()
+    pool, spent = engine.pool, engine.seconds
     forward, backward = engine.oracle.forward, engine.oracle.backward
     todo = np.flatnonzero(pool.status == Status.SURVIVED)
-    before = len(todo)
+    before = int((pool.status == Status.BROKEN).sum())
     todo = todo if only is None else only[pool.status[only] == Status.SURVIVED]
     reason = (
         ""
@@ -248,16 +264,16 @@ def _attack(
         if not reason:
             attempted = engine.run(attack, todo)
     finally:
-        standing = ((pool.status == Status.SURVIVED) | (pool.status == Status.SKIPPED)).sum()
+        standing = sum(s in (Status.SURVIVED, Status.SKIPPED, Status.FAILED) for s in pool.status)
         row = AttackRow(
             name=repr(attack),
             paper=_paper(attack),
             attempted=attempted,
-            broken=before - int((pool.status == Status.SURVIVED).sum()),
+            broken=int((pool.status == Status.BROKEN).sum()) - before,
             robust_accuracy_after=float(standing / max(1, (pool.status != Status.INVALID).sum())),
             forward=engine.oracle.forward - forward,
             backward=engine.oracle.backward - backward,
-            seconds=0.0 if reason else time.monotonic() - start,
+            seconds=engine.seconds - spent,
             skipped=reason,
         )
         rows.append(row)
@@ -268,7 +284,8 @@ def _paper(attack: Attack[Any]) -> str:
     return found.paper if found else ""
 
 
-def _check(x: Batch, y: Tensor, threat: Threat, target: Target) -> None:
+def check_inputs(x: Batch, y: Tensor, threat: Threat, target: Target) -> None:
+    """Raise InputError when inputs x, labels y int64 [n], threat and the target's bounds do not fit together."""
     if not isinstance(y, Tensor) or y.shape != (len(x),) or y.is_floating_point():
         shape = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise InputError(f"y must be integer labels of shape ({len(x)},), not {shape}.")
