@@ -45,12 +45,6 @@ def tuple_out():
             return x, x
     return Odd()
 
-def one_number():
-    class One(torch.nn.Module):
-        def forward(self, x):
-            return x.flatten(1).sum(1, keepdim=True)
-    return One()
-
 def broken():
     raise RuntimeError("no weights here")
 """
@@ -105,7 +99,7 @@ def test_help_answers_in_under_half_a_second() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0
-    for verb in ("evaluate", "attack", "eps", "list", "train"):
+    for verb in ("evaluate", "doctor", "attack", "eps", "list", "train"):
         assert verb in done.stdout
     assert min(spent) < 0.5, spent
 
@@ -301,7 +295,7 @@ def test_evaluate_without_arguments_is_the_main_job(
     low, high = found["robust_interval"]
     assert f"at most {found['robust_accuracy']:.1%}" in line
     assert f"{100 * low:.1f}-{high:.1%} over the choice of 797 images" in line
-    assert line.endswith("suspect: not examined")
+    assert line.endswith("· trusted") and found["status"] == "trusted" and found["check_seconds"] > 0
     for row in found["attacks"]:
         assert row["name"] in said
     numbers = r" +(-?[\d,]+) +(-?[\d,]+) +(?:[\d.]+)? *$"
@@ -432,7 +426,7 @@ def test_the_stored_command_repeats_the_run(
     assert words[0] == "unfooled" and "linf(20/255)" in words
     assert call([*words[1:], "--out", str(tmp_path / "two")]) == 0
     one, two = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("one", "two"))
-    timing = {"seconds", "attacks", "versions"}
+    timing = {"seconds", "check_seconds", "attacks", "versions"}
     assert {k: v for k, v in one.items() if k not in timing} == {k: v for k, v in two.items() if k not in timing}
     assert one["curve"] is None
     capsys.readouterr()
@@ -473,7 +467,6 @@ def test_bad_input_is_refused_in_one_sentence(refused: Refused, tmp_path: Path, 
         ("after a colon", [mine, pictures]),
         ("raised RuntimeError: no weights here", [mine + ":broken", pictures]),
         ("returns a tuple", [mine + ":tuple_out", pictures]),
-        ("shape (1, 1) for 1 inputs", [mine + ":one_number", pictures]),
         ("fails on an input of shape 1 x 6 x 6", ["digits-cnn", pictures]),
         ("NaN", [model, save(tmp_path, "nan.npz", grey * np.nan, two)]),
         ("must lie in [0, 1]", [model, save(tmp_path, "bounds.npz", grey * 5, two)]),
@@ -492,6 +485,7 @@ def test_bad_input_is_refused_in_one_sentence(refused: Refused, tmp_path: Path, 
         ("one number per channel", [model, pictures, "--mean", "grey"]),
         ("larger than 0", [model, pictures, "--std", "0"]),
         ("--resize", [model, pictures, "--resize", "big"]),
+        ("--reject", [model, pictures, "--reject", "2"]),
         ("--limit must be at least 1", [model, pictures, "--limit", "0"]),
         ("unable to convert", [model, pictures, "--limit", "ten"]),
         ("--batch-size", [model, pictures, "--batch-size", "0"]),
@@ -580,6 +574,106 @@ def test_ctrl_c_while_torch_loads_is_a_clean_end(tmp_path: Path) -> None:
     done = subprocess.run(code, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "torch was left whole", "unfooled: Interrupted.\n")
     assert not list(tmp_path.iterdir())
+
+
+# --- doctor -----------------------------------------------------------------------------------------------------------
+
+SICK = """
+import torch
+from unfooled.targets import resolve
+
+class Around(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inside = resolve("digits-cnn").module
+
+class Half(Around):
+    def forward(self, x):
+        return self.inside(x) * 0.5
+
+class Hidden(Around):
+    def forward(self, x):
+        with torch.no_grad():
+            return self.inside(x)
+
+class Unsure(Around):
+    def forward(self, x):
+        scores = self.inside(x)
+        return torch.cat([scores, torch.full_like(scores[:, :1], scores.detach().mean() - 50)], 1)
+"""
+
+
+def test_the_doctor_is_silent_about_an_honest_target(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "sick.py").write_text(SICK)
+    for name in ("digits-cnn", "digits-cnn-robust", f"{tmp_path / 'sick.py'}:Half"):
+        assert call(["doctor", name, "digits", "--limit", "200"]) == 0, name
+        said = capsys.readouterr().out
+        assert "Nothing found" in said and "threat linf(0.1)" in said
+        assert re.search(r"\d+ forward passes in \d+\.\d s", said)
+        assert call(["doctor", name, "digits", "--limit", "200", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["findings"] == []
+
+
+def test_the_doctor_says_what_it_found_and_exits_with_3(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "sick.py").write_text(SICK)
+    words = ["doctor", f"{tmp_path / 'sick.py'}:Hidden", "digits", "--limit", "100"]
+    assert call(words) == 3
+    said = capsys.readouterr().out
+    assert "Nothing found" not in said and "autograd" in said and "D2" in said
+    assert call([*words, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    assert {"id", "title", "sentence", "consequence", "figure"} == set(found["findings"][0])
+    assert found["forward"] > 10 and found["seconds"] > 0
+    assert "D2" in {f["id"] for f in found["findings"]}
+    assert not list(tmp_path.glob("runs"))
+
+
+def test_a_withheld_finding_is_code_4(
+    capsys: pytest.CaptureFixture[str], model: str, pictures: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from types import SimpleNamespace
+
+    import unfooled
+    from unfooled.core.result import Finding
+
+    found = [
+        Finding("B6", "drift", "It drifts.", "withheld", float("inf")),
+        Finding("C1", "p", "Probabilities.", "noted"),
+    ]
+    up = SimpleNamespace(findings=found, seconds=0.1, forward=7)
+    monkeypatch.setattr(unfooled, "doctor", lambda *_, **__: up)
+    assert call(["doctor", model, pictures, "--json"]) == 4
+    assert json.loads(capsys.readouterr().out)["findings"][0]["figure"] is None
+    up.findings = found[1:]
+    assert call(["doctor", model, pictures]) == 0  # noted alone puts nothing in doubt
+    assert "C1  noted  Probabilities." in capsys.readouterr().out
+
+
+def test_the_doctor_refuses_what_evaluate_refuses(refused: Refused, tmp_path: Path, model: str, pictures: str) -> None:
+    cases = [
+        ("Did you mean 'digits-cnn'", ["digits-cn"]),
+        ("no file or folder", [model, str(tmp_path / "none.npz")]),
+        ("Did you mean 8/255?", [model, pictures, "--threat", "linf(8)"]),
+        ("fails on an input of shape 1 x 6 x 6", ["digits-cnn", pictures]),
+        ("--limit must be at least 1", [model, pictures, "--limit", "0"]),
+        ("give 'last', or a confidence", [model, pictures, "--reject", "often"]),
+        ("give 'last', or a confidence", [model, pictures, "--reject", "1.5"]),
+    ]
+    for said, words in cases:
+        assert said in refused("doctor", *words), words
+
+
+def test_a_target_that_may_refuse_is_measured_with_its_refusals(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "sick.py").write_text(SICK)
+    words = ["evaluate", f"{tmp_path / 'sick.py'}:Unsure", "digits", "--reject", "last", "--limit", "40", "--no-curve"]
+    code = call([*words, "--json", "--out", str(tmp_path / "out")])
+    found = json.loads(capsys.readouterr().out)
+    assert code == {"trusted": 0, "suspect": 3, "withheld": 4}[found["status"]]
+    assert set(found["rejection"]) >= {"clean_right", "clean_rejected", "right", "rejected", "wrong_accepted"}
+    assert found["rejection"]["clean_rejected"] == 0
+    assert "--reject last" in json.loads((tmp_path / "out" / "run.json").read_text())["command"]
 
 
 # --- the other verbs --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,11 +14,12 @@ import cyclopts
 
 from unfooled import __version__
 from unfooled.cli._attack import attack
+from unfooled.cli._doctor import doctor
 from unfooled.cli._eps import eps
 from unfooled.cli._evaluate import evaluate
 from unfooled.cli._list import list_
 from unfooled.cli._train import train
-from unfooled.errors import UnfooledError, safe_text
+from unfooled.errors import StorageError, UnfooledError, safe_text
 
 app = cyclopts.App(
     name="unfooled",
@@ -30,6 +32,7 @@ app = cyclopts.App(
     default_parameter=cyclopts.Parameter(negative=""),
 )
 app.command(evaluate)
+app.command(doctor)
 app.command(attack)
 app.command(eps)
 app.command(list_, name="list")
@@ -41,6 +44,8 @@ def call(arguments: Sequence[str] | None = None) -> int:
     try:
         code = app(arguments, print_error=False, exit_on_error=False)
         sys.stdout.flush()
+    except StorageError as error:
+        return _complain(str(error), 1)
     except (cyclopts.CycloptsError, UnfooledError) as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt:
@@ -63,7 +68,17 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a letter is no reason to stop
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    terminated_is_interrupted()
     sys.exit(call())
+
+
+def terminated_is_interrupted() -> None:
+    """Let SIGTERM do what Ctrl-C does: what was found is written, and the exit code is 130."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
 
 
 def _complain(sentence: str, code: int) -> int:

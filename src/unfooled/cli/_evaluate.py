@@ -44,6 +44,7 @@ def evaluate(
     resize: str | None = None,
     mean: str | None = None,
     std: str | None = None,
+    reject: str | None = None,
     classes: Path | None = None,
     data_dir: Path | None = None,
     json: _words.Flag = False,
@@ -92,6 +93,9 @@ def evaluate(
         Per-channel mean that the target expects to be subtracted, such as 0.485,0.456,0.406.
     std
         Per-channel standard deviation that the target expects to be divided by.
+    reject
+        How the target abstains: last, its last output means no answer; or the least softmax confidence with which it
+        answers, such as 0.9 [default: it always answers; an extra last output is found by itself].
     classes
         A text file with one class name per line.
     data_dir
@@ -107,6 +111,7 @@ def evaluate(
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise InputError(f"--fail-under is a share from 0 to 1, not {fail_under:g}; write 0.45 for 45%.")
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
+    abstains = _words.reject(reject)
 
     _words.load_torch()
     from unfooled.cli._progress import Live
@@ -124,6 +129,7 @@ def evaluate(
     names = read_classes(classes) if classes is not None else None
     with Live(quiet=json) as live:
         model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
+        model.reject = abstains
         shipped = targets.ZOO.get(target)
         given["data"] = data = data or (shipped.data if shipped else DATA)
         ball = ball or (linf(shipped.eps) if shipped else parse_threat(THREAT))
@@ -153,8 +159,6 @@ def evaluate(
         _words.console().print(summary(result, folder), crop=False)
     if result.settings.get("interrupted"):
         return 130
-    if fail_under is None and result.reasons == ["not examined"]:  # nobody has looked: no verdict to pass on
-        return 0
     return result.exit_code(fail_under)
 
 

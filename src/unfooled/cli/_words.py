@@ -3,7 +3,7 @@
 import re
 import signal
 import threading
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -115,6 +115,21 @@ def slots(text: str) -> int | str:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise InputError(f"--batch-size {text!r}: give 'auto' or a whole number of at least 1.")
     return int(text)
+
+
+def reject(text: str | None) -> float | Literal["last"] | None:
+    """Read --reject: 'last', or the confidence below which no answer counts; raises InputError."""
+    if text is None:
+        return None
+    if text == "last":
+        return "last"
+    try:
+        least = float(text)
+    except ValueError:
+        least = 0.0
+    if not 0 < least < 1:
+        raise InputError(f"--reject {text!r}: give 'last', or a confidence between 0 and 1 such as 0.9.")
+    return least
 
 
 def size(text: str | None) -> int | tuple[int, int] | None:

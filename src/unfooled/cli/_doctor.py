@@ -1,0 +1,113 @@
+"""`unfooled doctor`: look at a target before anything is attacked, and say what would make a number lie."""
+
+import math
+import sys
+from pathlib import Path
+
+from unfooled.cli import _words
+from unfooled.cli._evaluate import DATA, TARGET, THREAT
+
+SILENT = "Nothing found: inputs, outputs, state and gradients are as an attack needs them."
+
+
+def doctor(
+    target: str = TARGET,
+    data: str | None = None,
+    /,
+    *,
+    threat: str | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    weights: Path | None = None,
+    resize: str | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+    reject: str | None = None,
+    classes: Path | None = None,
+    data_dir: Path | None = None,
+    json: _words.Flag = False,
+) -> int:
+    """Look at a target with a few dozen small passes and say what would make its robust accuracy a lie.
+
+    Exit code 0: nothing found, or nothing that puts a number in doubt; 3: a number would be suspect, or other attacks
+    are needed; 4: no number would be given.
+
+    Parameters
+    ----------
+    target
+        A name from `unfooled list targets`, path/to/file.py:callable that returns a torch module, or a timm name.
+    data
+        A name from `unfooled list data`, an .npz with `images` and `labels`, or a folder of class folders of images
+        [default: the target's own data set, else digits].
+    threat
+        The size of change that gradients and landscape are looked at within, such as linf(8/255)
+        [default: linf at the eps of the target's model card, else linf(0.1)].
+    limit
+        Only the first N examples.
+    device
+        cpu, cuda, cuda:1, mps, or auto.
+    seed
+        Seed of all random choices.
+    weights
+        A .safetensors or weights-only checkpoint to load into the target.
+    resize
+        Resize images: the shorter side (224), or height by width (224x256).
+    mean
+        Per-channel mean that the target expects to be subtracted, such as 0.485,0.456,0.406.
+    std
+        Per-channel standard deviation that the target expects to be divided by.
+    reject
+        How the target abstains: last, its last output means no answer; or the least softmax confidence with which it
+        answers, such as 0.9 [default: it always answers; an extra last output is found by itself].
+    classes
+        A text file with one class name per line.
+    data_dir
+        Where named data sets lie [default: the variable UNFOOLED_DATA, then ../shared/data].
+    json
+        Print the findings as JSON.
+    """
+    _words.at_least_one(limit, "--limit")
+    size = _words.size(resize)
+    mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
+    abstains = _words.reject(reject)
+
+    _words.load_torch()
+    from unfooled import doctor as examine
+    from unfooled import targets
+    from unfooled.cli._progress import Live
+    from unfooled.core.data import load_data, read_classes
+    from unfooled.core.threat import linf, parse_threat
+    from unfooled.evaluate.preflight import check_threat
+
+    ball = None if threat is None else parse_threat(threat)
+    names = read_classes(classes) if classes is not None else None
+    with Live(quiet=json) as live:
+        model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
+        model.reject = abstains
+        shipped = targets.ZOO.get(target)
+        ball = ball or (linf(shipped.eps) if shipped else parse_threat(THREAT))
+        check_threat(ball, model.bounds)
+        examples = load_data(
+            data or (shipped.data if shipped else DATA), limit=limit, data_dir=data_dir, resize=size, classes=names
+        )
+        _words.must_take(model, examples.x)
+        live.say(f"looking at {model.name}")
+        found = examine(model, examples, threat=ball, seed=seed)
+    if json:
+        from unfooled.core.record import json_text
+
+        content = {"target": model.name, "data": examples.name, "threat": repr(ball)}
+        findings = [
+            vars(f) | {"figure": f.figure if f.figure is not None and math.isfinite(f.figure) else None}
+            for f in found.findings
+        ]
+        cost = {"forward": found.forward, "seconds": found.seconds}
+        sys.stdout.write(json_text(content | {"findings": findings} | cost))
+    else:
+        screen = _words.console()
+        screen.print(_words.line(f"{model.name} on {examples.name}, threat {ball!r}"), crop=False)
+        screen.print(_words.findings(found.findings) if found.findings else _words.cell(SILENT))
+        screen.print(_words.line(f"{found.forward:,} forward passes in {found.seconds:.1f} s"))
+    consequences = {f.consequence for f in found.findings}
+    return 4 if "withheld" in consequences else 3 if consequences & {"suspect", "escalated"} else 0
