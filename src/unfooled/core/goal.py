@@ -78,6 +78,9 @@ def advantage(answer: Answer, y: Tensor, to: Tensor | None) -> Tensor:
     else:
         lead = margin(answer.scores, y) if to is None else margin_targeted(answer.scores, to)
         lead = torch.where(valid(answer.scores), lead, -torch.inf)
+    if answer.guide is not None:
+        hint = margin(answer.guide, y) if to is None else margin_targeted(answer.guide, to)
+        lead = torch.where(lead > 0, lead, hint.nan_to_num(-1e30, 0.0, -1e30).clamp(max=-1e-12).to(lead.dtype))
     if answer.accepted is None:
         return lead
     refused = -1 / (1 + lead.clamp(min=0)) - (-lead).clamp(min=0)  # never a success, the larger the lead the nearer

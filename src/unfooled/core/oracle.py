@@ -20,7 +20,8 @@ class Answer:
     """What came back for [b] inputs: scores [b, k] where they may be seen, the label [b], and what a detector let pass.
 
     `accepted` bool [b] is None when nothing is ever rejected. A random target is asked `draws` times: scores are the
-    mean, and `votes` [b, k] the share of draws that answered (and accepted) each class, else None.
+    mean, and `votes` [b, k] the share of draws that answered (and accepted) each class, else None. `guide` [b, k] are
+    the logits that a straight-through gradient climbed: they tell which of two failures came nearer.
     """
 
     scores: Tensor | None
@@ -28,6 +29,7 @@ class Answer:
     accepted: Tensor | None = None
     draws: int = 1
     votes: Tensor | None = None
+    guide: Tensor | None = None
 
 
 class Oracle:
@@ -120,6 +122,8 @@ class Oracle:
             )
         self.backward += len(many)
         answer = self._answer(scores.detach(), rows)
+        if straight and self.target.straight is not None and draws == 1:
+            answer = replace(answer, guide=climbed.detach())
         return answer, value.detach(), grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
 
 

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -69,12 +69,9 @@ def examine(target: Target, x: Tensor, y: Tensor, threat: Ball, *, seed: int = 0
     up = Checkup(mended)
     with torch.inference_mode(False), untouched(target):
         at = np.unique(np.linspace(0, len(x) - 1, min(PROBES, len(x))).astype(np.int64))
-        exam = _Exam(up, x[at].to(target.device, target.work_dtype), y[at], y, threat, seed)
         up.memory = Snapshot(target.module)
-        try:
-            exam.run()
-        finally:
-            up.memory.restore()
+        exam = _Exam(up, x[at].to(target.device, target.work_dtype), y[at], y, threat, seed)
+        exam.run()
     _modes(up, target)
     up.forward, up.backward = target.sent[0] - sent, exam.backward
     up.seconds = time.monotonic() - begun
@@ -99,6 +96,8 @@ class _Exam:
         lo, hi = self.threat.bounds
         radius = self.threat.eps * share if self.threat.bounded else 0.05 * self.span
         z = self.x + self.threat.norm.sample(self.noise, step, self.x.shape[1:], radius, self.x.dtype)
+        if self.up.levels:  # elsewhere it gives no answers
+            return replace(self.threat, levels=self.up.levels).project(z, self.x)
         return z.clamp(lo + 1e-3 * self.span, hi - 1e-3 * self.span)
 
     def ask(self, x: Tensor, luck: int = 0) -> Tensor:
@@ -282,6 +281,15 @@ class _Exam:
         memory = self.up.memory
         assert memory is not None
         self.scale = _spread(first)
+        now, sent = Snapshot(self.target.module), self.target.sent[0]
+        try:
+            return self.asked_again(memory)
+        finally:  # as if it had not been asked: the target may count for its owner
+            now.restore()
+            self.target.sent[0] = sent
+
+    def asked_again(self, memory: Snapshot) -> bool:
+        """The questions of `history`, from the target's first state."""
         memory.restore()
         fresh = self.ask(self.x, 0)
         again = self.ask(self.x, 0)
@@ -421,7 +429,7 @@ class _Exam:
             up.masked = True
             up.add("C7", "offset logits", f"The scores share an offset so large that float32 keeps {digits:.2g} of their "
                 f"gaps of about {gap:.2g}: attacks climb what it is added to.", "escalated", digits / gap)  # fmt: skip
-        elif gap > 104 or 0 < gap < 1e-6:
+        elif gap > 104 or 0 < gap < 1e-4:
             up.add("C7", "scale of the logits", f"The two best scores are about {gap:.2g} apart, where a plain "
                 "cross-entropy has no gradient; the losses used here keep theirs.", "noted", gap)  # fmt: skip
 
@@ -448,7 +456,7 @@ class _Exam:
             up.add("C6", "quantised scores", f"Around a probe the margin takes about {typical:.0f} (at least {distinct}) "
                 "values in 6 random points: scores are rounded. Ties count as wrong.", "escalated", typical)  # fmt: skip
             return
-        if self.target.dtype in (torch.float16, torch.bfloat16):
+        if self.target.dtype in (torch.float16, torch.bfloat16) or up.levels:
             return
         jitter = self.noise.signs(20, self.x.shape[1:], dtype=self.x.dtype) * 1e-6 * self.span
         base = points[0]
@@ -489,7 +497,7 @@ class _Exam:
                 "label, saturation or a custom backward): gradients are taken straight through, and attacks that need "
                 "none were run.", "escalated", zero)  # fmt: skip
             return
-        if self.target.draws > 1 or up.masked:
+        if self.target.draws > 1 or up.masked or up.levels:
             return
         again = self.gradient(points, label)
         assert again is not None

@@ -50,7 +50,8 @@ def plan(suite: Suite, up: Checkup) -> Suite:
     queries = 400 if up.target.draws > 1 else 2000
     if not up.blind or up.has("C6"):
         extra.append(square(queries=queries))
-    extra += TRANSFER
+    if up.target.straight is None or up.target.straight.share < 0.9:
+        extra += TRANSFER
     extra.append(ray(queries=queries // 2))
     return replace(suite, attacks=(*attacks, *(a for a in extra if a.key() not in known)), more=())
 

@@ -140,7 +140,10 @@ def evaluate(
     looked, begun_controls = Controls(), time.monotonic()
     if not whole.interrupted:
         gradient = min(model.access, Access.GRADIENT if access is None else access) is Access.GRADIENT
-        looked = control(up, images.x, whole, ball, seed=seed, width=width, gradient=gradient)
+        try:
+            looked = control(up, images.x, whole, ball, seed=seed, width=width, gradient=gradient)
+        except KeyboardInterrupt:
+            whole.interrupted = True
         if looked.drifted and model.reset is None and up.memory is not None and not _before:
             up.memory.restore()
             return evaluate(
@@ -158,7 +161,8 @@ def evaluate(
         *grounds(up, whole, whole.attacks, len(chosen.attacks), len(images)),
         *looked.findings,
     ]
-    status, reasons = verdict(findings, [*order.reasons, *_invalid(whole.status)])
+    unfinished = ["interrupted"] if whole.interrupted else []
+    status, reasons = verdict(findings, [*unfinished, *order.reasons, *_invalid(whole.status)])
     points, stopped = None, whole.interrupted
     if curve and not stopped and not (budget and time.monotonic() - begun > budget):
         deadline = begun + budget if budget else None

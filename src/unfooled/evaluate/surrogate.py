@@ -14,7 +14,7 @@ from ..core.oracle import Oracle
 from ..core.target import Target, untouched
 from ..core.threat import Ball
 
-POINTS = 3000
+POINTS = 1500
 """Answers that are asked for, of inputs of 784 values or fewer; larger inputs get fewer."""
 
 ROUNDS = 3
@@ -30,7 +30,7 @@ def distil(target: Target, x: Tensor, ball: Ball, *, seed: int = 0) -> Target:
     lo, hi = target.bounds
     x = x[: POINTS // 10].detach().to("cpu", torch.float32)
     values = x[0].numel()
-    points = int(min(POINTS, max(600, POINTS * 784 / values)))
+    points = int(min(POINTS, max(400, POINTS * 784 / values)))
     each = max(1, points // (ROUNDS * len(x)))
     with torch.inference_mode(False), untouched(target):
         door = Oracle(target, Access.SCORES)
@@ -58,7 +58,7 @@ def distil(target: Target, x: Tensor, ball: Ball, *, seed: int = 0) -> Target:
                 log_p = net(a).log_softmax(1)
                 return F.nll_loss(log_p, y) - (soft[ids] * log_p).sum(1).mean()
 
-            fit(module, torch.cat(seen), label, objective, epochs=10, batch_size=64, lr=3e-3, seed=seed + at)
+            fit(module, torch.cat(seen), label, objective, epochs=6, batch_size=64, lr=3e-3, seed=seed + at)
     module.eval().to(target.device)
     return Target(module, bounds=target.bounds, name="distilled surrogate")
 
