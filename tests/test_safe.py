@@ -22,6 +22,7 @@ import unfooled
 from unfooled import report
 from unfooled.cli import _app, _evaluate, _progress, _words
 from unfooled.core.data import load_data, read_classes, read_image
+from unfooled.core.journal import Journal
 from unfooled.core.result import Finding, Progress
 from unfooled.errors import InputError, UnfooledError, safe_text
 from unfooled.report.page import render
@@ -255,6 +256,8 @@ LOADERS: dict[str, Callable[[Path, Payload], object]] = {
     "weights .pt saved by torch": lambda d, p: weights(saved(d / "a.pt", p)),
     "weights .pt, the old format": lambda d, p: weights(saved(d / "a.pt", p, _use_new_zipfile_serialization=False)),
     "weights in a state dict": lambda d, p: weights(saved(d / "a.th", {"state_dict": {"w": p}})),
+    "journal": lambda d, p: Journal(pickled(d / "journal.jsonl", p), {"seed": 0}),
+    "journal with a line that is one": lambda d, p: Journal(half_a_journal(d / "journal.jsonl", p), {"seed": 0}),
     "weights .safetensors": lambda d, p: weights(pickled(d / "a.safetensors", p)),
     "weights .safetensors saved by torch": lambda d, p: weights(saved(d / "a.safetensors", p)),
 }
@@ -262,6 +265,12 @@ LOADERS: dict[str, Callable[[Path, Payload], object]] = {
 
 def pickled(path: Path, payload: object) -> Path:
     path.write_bytes(pickle.dumps(payload))
+    return path
+
+
+def half_a_journal(path: Path, payload: object) -> Path:
+    Journal(path, {"seed": 0}).close()
+    path.write_bytes(path.read_bytes() + pickle.dumps(payload) + b"\n" + path.read_bytes())
     return path
 
 
