@@ -257,6 +257,46 @@ def check_every_wrong_class_is_aimed_at() -> None:
         assert out.success.all() and out.label.tolist() == [4] * 4
 
 
+class Abstaining(nn.Module):
+    """Answers near 0.5 alone: elsewhere class 1 leads, and the last score, that of no answer, leads more."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = (x - 0.5).flatten(1).abs().sum(1)
+        return torch.stack([1 - off, off * 10, off * 20], 1)
+
+
+def check_what_is_rejected_is_no_success() -> None:
+    x, y = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    for attack in (pgd(steps=4), square(queries=6)):
+        out = uf.run(attack, uf.Target(Abstaining(), reject="last"), x, y, uf.linf(0.2))
+        assert not out.success.any()
+        assert uf.run(attack, Abstaining(), x, y, uf.linf(0.2)).success.all()  # class 2 counts as any other
+
+
+class Wavering(nn.Module):
+    """Off 0.5 it answers wrongly in a share of its draws, which come one after another as in a list."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.calls = share, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        off = (x - 0.5).flatten(1).abs().sum(1)
+        turn = (torch.arange(len(x)) + self.calls) % 20
+        self.calls += len(x)
+        wrong = (off > 0) & (turn < 20 * self.share)
+        return torch.stack([torch.where(wrong, -1.0, 1.0) + 0 * off, 0.1 * off], 1)
+
+
+def check_a_random_target_is_fooled_in_nearly_all_draws() -> None:
+    x, y = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    for share, fooled in ((0.6, False), (1.0, True)):
+        target = uf.Target(Wavering(share))
+        target.draws = 20
+        out = uf.run(pgd(steps=4), target, x, y, uf.linf(0.2))
+        assert out.success.tolist() == [fooled] * 3, f"wrong in {share:.0%} of the draws"
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     name.removeprefix("check_"): check
     for name, check in list(globals().items())
@@ -502,9 +542,11 @@ def last_iterate_only(mp: pytest.MonkeyPatch) -> None:
     def step(old: Any, self: Engine, attack: Any, slots: Any, jobs: Any) -> Any:
         last = slots.t.max() + 1 >= attack.steps
         kept = attack.step
-        blind = lambda p, s: (lambda state, trial: (state, replace(trial, answer=_right(trial.answer, p.y))))(
-            *kept(p, s)
-        )  # noqa: E731, E501
+
+        def blind(p: Any, s: Any) -> Any:
+            state, trial = kept(p, s)
+            return state, replace(trial, answer=_right(trial.answer, p.y))
+
         object.__setattr__(attack, "step", kept if last else blind)
         try:
             return old(self, attack, slots, jobs)
@@ -594,3 +636,24 @@ def clean_errors_are_attacked(mp: pytest.MonkeyPatch) -> None:
         self.pool.status[self.pool.status == uf.Status.MISCLASSIFIED] = uf.Status.SURVIVED
 
     wrap(mp, Engine, "look", look)
+
+
+@mutant("what_is_rejected_is_no_success")
+def rejected_answers_count(mp: pytest.MonkeyPatch) -> None:
+    wrap(mp, engine_module, "advantage", lambda old, answer, *a: old(replace(answer, accepted=None), *a))
+
+
+@mutant("a_random_target_is_fooled_in_nearly_all_draws")
+def most_draws_are_enough(mp: pytest.MonkeyPatch) -> None:
+    def advantage(old: Any, answer: Answer, *a: Any) -> Tensor:
+        return old(answer, *a) + (0.0 if answer.votes is None else 0.4)
+
+    wrap(mp, engine_module, "advantage", advantage)
+
+
+@mutant("a_random_target_is_fooled_in_nearly_all_draws")
+def a_random_target_is_never_fooled(mp: pytest.MonkeyPatch) -> None:
+    def advantage(old: Any, answer: Answer, *a: Any) -> Tensor:
+        return old(answer, *a) - (0.0 if answer.votes is None else 0.2)
+
+    wrap(mp, engine_module, "advantage", advantage)
