@@ -633,7 +633,7 @@ def test_a_withheld_finding_is_code_4(
 ) -> None:
     from types import SimpleNamespace
 
-    import unfooled
+    import unfooled.evaluate  # noqa: F401
     from unfooled.core.result import Finding
 
     found = [
@@ -641,7 +641,7 @@ def test_a_withheld_finding_is_code_4(
         Finding("C1", "p", "Probabilities.", "noted"),
     ]
     up = SimpleNamespace(findings=found, seconds=0.1, forward=7)
-    monkeypatch.setattr(unfooled, "doctor", lambda *_, **__: up)
+    monkeypatch.setattr(sys.modules["unfooled.evaluate"], "doctor", lambda *_, **__: up)
     assert call(["doctor", model, pictures, "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["findings"][0]["figure"] is None
     up.findings = found[1:]

@@ -19,6 +19,7 @@ from unfooled.cli._eps import eps
 from unfooled.cli._evaluate import evaluate
 from unfooled.cli._list import list_
 from unfooled.cli._train import train
+from unfooled.cli._verify import verify
 from unfooled.errors import StorageError, UnfooledError, safe_text
 
 app = cyclopts.App(
@@ -37,6 +38,7 @@ app.command(attack)
 app.command(eps)
 app.command(list_, name="list")
 app.command(train)
+app.command(verify)
 
 
 def call(arguments: Sequence[str] | None = None) -> int:

@@ -73,11 +73,11 @@ def doctor(
     abstains = _words.reject(reject)
 
     _words.load_torch()
-    from unfooled import doctor as examine
     from unfooled import targets
     from unfooled.cli._progress import Live
     from unfooled.core.data import load_data, read_classes
     from unfooled.core.threat import linf, parse_threat
+    from unfooled.evaluate import doctor as examine
     from unfooled.evaluate.preflight import check_threat
 
     ball = None if threat is None else parse_threat(threat)

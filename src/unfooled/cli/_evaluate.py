@@ -239,6 +239,8 @@ def _counts(e: "Evaluation") -> list[str]:
     if left := e.count(*UNDECIDED):
         text += f" · {left} not finished"
     lines = [text]
+    if e.draws > 1:
+        lines.append(f"the target is random: counts and table are of whole images, the number averages {e.draws} draws")
     if e.grid_accuracy is not None and e.grid_interval and not e.withheld:
         lines.append(f"against 8-bit files at most {share(e.grid_accuracy, e.grid_interval)}")
     if (r := e.rejection) and not e.withheld:

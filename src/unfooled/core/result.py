@@ -267,14 +267,14 @@ class Evaluation:
     def grid_accuracy(self) -> float | None:
         """Robust accuracy against files: an example is broken only where an image of 8-bit values breaks it too.
 
-        None when nothing was rounded.
+        None when nothing was rounded, and for a random target, where one draw of a rounded image says little.
         """
-        return _mean(self._grid()) if len(self.on_grid) else None
+        return _mean(self._grid()) if len(self.on_grid) and self.draws == 1 else None
 
     @property
     def grid_interval(self) -> tuple[float, float] | None:
-        """95% interval of `grid_accuracy`; None when nothing was rounded."""
-        return self.interval(self._grid()) if len(self.on_grid) else None
+        """95% interval of `grid_accuracy`; None where that is."""
+        return self.interval(self._grid()) if len(self.on_grid) and self.draws == 1 else None
 
     @property
     def success_rate(self) -> float:
