@@ -189,6 +189,9 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(1)
     begun, moments, runs, inside = time.monotonic(), 0, 0, 0
     with tempfile.TemporaryDirectory() as name:
+        with Journal(Path(name) / "whole.jsonl", key()) as journal:
+            attack(journal)
+            chunks = journal.chunks
         while moments < given.kills:
             folder = Path(name) / str(runs)
             folder.mkdir()
@@ -204,7 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
         "points": list(POINTS),
         "runs": runs + len(POINTS),
         "equal": runs + len(POINTS),  # compare() has raised otherwise
-        "chunks_in_a_run": len(CASCADE),
+        "chunks_in_a_run": chunks,
         "seconds": round(time.monotonic() - begun, 1),
         "seconds_undisturbed": round(undisturbed()[1], 2),
         "torch": torch.__version__,
