@@ -24,6 +24,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "unfo
 ALARMS = ("escalated", "suspect", "withheld")
 
 
+def findings_of(seen: Any) -> list[Any]:
+    """Return the findings of the doctor's answer, which is a list of them or holds one."""
+    return list(getattr(seen, "findings", seen))
+
+
 def measure(case: Honest, *, n: int, suite: str, cache: Path) -> dict[str, Any]:
     """Return what doctor and evaluation said about one honest target."""
     target = case.build(cache)
@@ -31,7 +36,7 @@ def measure(case: Honest, *, n: int, suite: str, cache: Path) -> dict[str, Any]:
     began = time.monotonic()
     try:
         doctor = getattr(uf, "doctor", None)
-        seen = doctor(target, x, y, case.threat) if doctor else []
+        seen = findings_of(doctor(target, x, y, case.threat)) if doctor else []
         doctor_seconds = time.monotonic() - began
         found = uf.evaluate(target, x, y, case.threat, suite=suite)
     except Exception as e:

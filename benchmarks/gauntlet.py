@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import json
+import multiprocessing
 import signal
 import time
 import warnings
@@ -148,6 +150,11 @@ def run(case: Case, *, n: int = N, suite: str = "standard", folder: str | None =
         torch.set_grad_enabled(mode)
         torch.set_default_dtype(dtype)
     return judge(case, n, found, error, time.process_time() - began)
+
+
+def by_name(name: str, **settings: Any) -> Row:
+    """Run a case by its name, in another process."""
+    return run(CASES[name], **settings)
 
 
 def summary(rows: list[Row]) -> dict[str, int]:
@@ -361,6 +368,7 @@ def main() -> None:
     parser.add_argument("--suite", default="standard")
     parser.add_argument("--n", type=int, default=N)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--clock", type=float, default=CLOCK, help="seconds before a case is cut off")
     parser.add_argument("--data-dir", default=str(Path(__file__).parents[2] / "shared" / "data"), help="of MNIST")
     parser.add_argument("--answers", action="store_true", help="make the honest answers")
@@ -372,10 +380,12 @@ def main() -> None:
     chosen = [c for c in CASES.values() if not given.only or c.name in given.only or c.family in given.only]
     print(HEADER, flush=True)
     rows = []
-    for case in chosen:
-        row = run(case, n=given.n, suite=given.suite, folder=given.data_dir, limit=given.clock)
-        rows.append(row)
-        print(row.line, flush=True)
+    context = multiprocessing.get_context("spawn")
+    job = functools.partial(by_name, n=given.n, suite=given.suite, folder=given.data_dir, limit=given.clock)
+    with context.Pool(given.jobs, torch.set_num_threads, (given.threads,)) as pool:
+        for row in pool.imap(job, [c.name for c in chosen]):
+            rows.append(row)
+            print(row.line, flush=True)
     print(", ".join(f"{k} {v}" for k, v in summary(rows).items()))
     if not given.only:
         entry = {"suite": given.suite, "n": given.n, "threads": given.threads, "summary": summary(rows)}

@@ -22,6 +22,8 @@ from unfooled.core.fit import Objective, fit, standard
 from unfooled.harden.objectives import adversarial
 from unfooled.targets.zoo import ZOO, digits_cnn
 
+from .broken import traced
+
 EPS = 0.1
 
 
@@ -505,7 +507,7 @@ def _all() -> list[Honest]:
         h("channels-last", digits_cnn, finish=lambda m: m.to(memory_format=torch.channels_last)),
         h("plain-function", digits_cnn, finish=_plain),
         h("wrapped", digits_cnn, finish=lambda m: nn.Sequential(nn.Identity(), nn.Sequential(m))),
-        h("traced", digits_cnn, finish=lambda m: torch.jit.trace(m, torch.zeros(2, 1, 8, 8))),
+        h("traced", digits_cnn, finish=traced),
         h("zoo-digits-cnn", lambda: ZOO["digits-cnn"].build(), epochs=0),
         h("zoo-digits-cnn-robust", lambda: ZOO["digits-cnn-robust"].build(), epochs=0),
     ]  # fmt: skip
