@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     wall: list[float] = []
     without, with_, sizes, resumed = [], [], [], []
     measure(None)
+    wall.clear()
     with tempfile.TemporaryDirectory() as name:
         for number in range(given.repeats):
             seconds, plain = measure(None)
@@ -62,6 +63,8 @@ def main(arguments: list[str] | None = None) -> None:
         "cpu_seconds_without": [round(s, 2) for s in without],
         "cpu_seconds_with": [round(s, 2) for s in with_],
         "cost": round(cost, 4),
+        "seconds_without": [round(s, 2) for s in wall[::3]],
+        "seconds_with": [round(s, 2) for s in wall[1::3]],
         "cpu_seconds_to_replay": [round(s, 2) for s in resumed],
         "bytes": sizes[0],
         "torch": torch.__version__,

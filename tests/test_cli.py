@@ -284,7 +284,7 @@ def test_evaluate_without_arguments_is_the_main_job(
     said = capsys.readouterr().out
     (folder,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-[0-9a-f]{8}", folder.name)
-    names = {"summary.json", "examples.parquet", "adversarials.npz", "run.json", "report.html"}
+    names = {"summary.json", "examples.parquet", "adversarials.npz", "run.json", "report.html", "journal.jsonl"}
     assert {p.name for p in folder.iterdir()} == names
     found = json.loads((folder / "summary.json").read_text())
     keys = "n clean_accuracy robust_accuracy robust_interval status reasons threat suite seed attacks forward_total"

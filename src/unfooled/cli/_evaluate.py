@@ -1,15 +1,16 @@
 """`unfooled evaluate`: the main job. Robust accuracy of a target on data, a table, and a run directory."""
 
+import inspect
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from unfooled.cli import _words
-from unfooled.errors import InputError
+from unfooled.errors import InputError, StorageError, UnfooledError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,7 +48,9 @@ def evaluate(
     reject: str | None = None,
     classes: Path | None = None,
     data_dir: Path | None = None,
+    resume: Path | None = None,
     json: _words.Flag = False,
+    resuming: Annotated[Path | None, Parameter(parse=False)] = None,
 ) -> int:
     """Measure how robust a classifier is: attack every image, report what still stands and show what fell.
 
@@ -100,10 +103,15 @@ def evaluate(
         A text file with one class name per line.
     data_dir
         Where named data sets lie [default: the variable UNFOOLED_DATA, then ../shared/data].
+    resume
+        Go on with the run in this directory, which was killed or interrupted; all settings are its own.
     json
         Print summary.json and nothing else.
     """
-    begun, given = time.monotonic(), locals()
+    given, begun = locals(), time.monotonic()
+    if resume is not None:
+        known = _resumed(resume, given)
+        return evaluate(known.pop("target"), known.pop("data"), **known, resuming=resume)
     _words.at_least_one(limit, "--limit")
     _words.at_least_one(queries, "--queries")
     width, most = _words.slots(batch_size), _words.seconds(budget)
@@ -119,7 +127,7 @@ def evaluate(
     from unfooled.core.threat import linf, parse_threat
 
     ball = None if threat is None else parse_threat(threat)
-    folder = record.check_free(out) if out is not None else record.default_out(given)
+    folder = record.check_free(out) if out is not None else record.default_out(_told(given))
 
     from unfooled import report, targets
     from unfooled.core.access import Access
@@ -136,30 +144,87 @@ def evaluate(
         given["threat"] = threat or repr(ball)
         examples = load_data(data, limit=limit, data_dir=data_dir, resize=size, classes=names)
         _words.must_take(model, examples.x)
-        result = measure(
-            model,
-            examples,
-            threat=ball,
-            suite=suite,
-            seed=seed,
-            batch_size=width,
-            device=device,
-            access=None if access is None else Access[access.upper()],
-            queries=queries,
-            budget=_left(most, budget, begun),
-            curve=curve,
-            progress=live,
-        )
+        left = _left(most, budget, begun)
+        about = {"format": 1, "command": command(given), "settings": {"words": _told(given)}}
+        if resuming is None:
+            record.write_json(record.new_run(folder) / "run.json", about)
+        else:
+            folder = resuming
+        try:
+            result = measure(
+                model,
+                examples,
+                threat=ball,
+                suite=suite,
+                seed=seed,
+                batch_size=width,
+                device=device,
+                access=None if access is None else Access[access.upper()],
+                queries=queries,
+                budget=left,
+                curve=curve,
+                progress=live,
+                journal=folder / record.JOURNAL,
+            )
+        except BaseException as error:
+            useless = isinstance(error, UnfooledError) and not isinstance(error, StorageError)  # it would come again
+            if resuming is None:
+                record.forget(folder, useless=useless)
+            if not useless:
+                _say_how_to_resume(folder)
+            raise
         live.say("writing the report")
         result.command = command(given)
-        report.write(result, folder)
+        result.settings["words"] = _told(given)
+        report.write(result, folder, begun=True)
     if json:
         sys.stdout.write((folder / "summary.json").read_text(encoding="utf-8"))
     else:
         _words.console().print(summary(result, folder), crop=False)
     if result.settings.get("interrupted"):
+        _say_how_to_resume(folder)
         return 130
     return result.exit_code(fail_under)
+
+
+_ASIDE = ("resume", "resuming", "out", "json", "fail_under")  # what decides nothing of the result
+
+
+def _told(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the result among the arguments, as JSON."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if k not in _ASIDE}
+
+
+def _resumed(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the run in `folder`; raises InputError where one was given that differs from its own."""
+    from unfooled.core import record
+    from unfooled.core.record import read_json
+
+    about = read_json(record.check_own(folder) / "run.json")
+    settings = about.get("settings")
+    stored = settings.get("words") if isinstance(settings, dict) else None
+    parameters = inspect.signature(evaluate).parameters
+    own = [name for name in parameters if name not in _ASIDE]
+    if not isinstance(stored, dict) or not all(isinstance(stored.get(k), str | int | float | None) for k in own):
+        raise InputError(f"{folder / 'run.json'} does not say how the run was begun, so it cannot be resumed.")
+    for name, value in _told(given).items():
+        if value != parameters[name].default and value != stored.get(name):
+            raise InputError(
+                f"--{name.replace('_', '-')} is {value} here and {stored.get(name)} in {folder}; "
+                "a resumed run keeps its settings: leave it out."
+            )
+    known = {name: stored[name] for name in own if name in stored}
+    paths = {k: Path(known[k]) for k in ("weights", "classes", "data_dir") if known.get(k) is not None}
+    return known | paths | {"json": given["json"], "fail_under": given["fail_under"]}
+
+
+def _say_how_to_resume(folder: Path) -> None:
+    """Tell the command that goes on with the run, if there is something to go on with."""
+    from unfooled.core.record import JOURNAL
+
+    if (folder / JOURNAL).is_file():
+        words = shlex.join(["unfooled", "evaluate", "--resume", str(folder)])
+        _words.console(stderr=True).print(_words.line(f"to go on with this run: {words}"), crop=False)
 
 
 def _left(budget: float | None, said: str | None, begun: float) -> float | None:
@@ -177,7 +242,7 @@ def command(given: dict[str, object]) -> str:
     """Return the command line that repeats a run: everything that decides the result, spelled out."""
     words = ["unfooled", "evaluate", str(given["target"]), str(given["data"])]
     for name, value in given.items():
-        if name in ("target", "data", "out", "json", "curve") or value is None:
+        if name in ("target", "data", "out", "json", "curve", "resume", "resuming") or value is None:
             continue
         words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words if given["curve"] else [*words, "--no-curve"])

@@ -246,6 +246,7 @@ class Engine:
             "overrun_backward": int(self.overrun[1]),
             "vanished": self.vanished,
             "done": self._done,
+            "sent": self.oracle.target.sent[0],
         }
 
     def _credit(self, totals: dict[str, Any]) -> None:
@@ -256,6 +257,7 @@ class Engine:
         self.overrun += [totals["overrun_forward"], totals["overrun_backward"]]
         self.vanished += totals["vanished"]
         self._done += totals["done"]
+        self.oracle.target.sent[0] += totals["sent"]
         self.width = min(self.width, totals["width"])
         self.notes += totals["notes"]
         self.seconds += totals["seconds"]
@@ -421,7 +423,7 @@ class Engine:
         tolerance: Tensor | float = 0.0
         if answer.scores is not None:  # the two best alone: classes may be ruled out by -1e9 or -inf
             size = answer.scores.float().topk(2, dim=1).values.nan_to_num(neginf=0.0).abs().amax(1)
-            tolerance = 4 * torch.finfo(answer.scores.dtype).eps * size
+            tolerance = 0.5 * torch.finfo(answer.scores.dtype).eps * size  # a unit in the last place is more
         sure: np.ndarray = (legal & (lead > tolerance)).cpu().numpy() & ~self._lost[example]
         distance = self.threat.distance(x, rows.p.x0).cpu().double()
         nearer = ~(pool.distance[example] <= distance).numpy()  # a restart may have found a smaller change already

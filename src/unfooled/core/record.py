@@ -16,6 +16,9 @@ import torch
 from unfooled.errors import InputError
 
 TEMPORARY = ".part-"
+JOURNAL = "journal.jsonl"
+OWN = (JOURNAL, "run.json", "summary.json", "examples.parquet", "adversarials.npz", "report.html")
+"""The files of a run directory; those of a resumed run may be written again."""
 
 # json.dumps escapes what lies below U+0020 alone
 _UNSHOWN = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -65,6 +68,19 @@ def json_text(content: Any) -> str:
     return _UNSHOWN.sub(lambda found: f"\\u{ord(found[0]):04x}", text) + "\n"
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file of a run; raises InputError."""
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is no JSON.") from None
+    if not isinstance(about, dict):
+        raise InputError(f"{path} holds no JSON object.")
+    return about
+
+
 def check_free(out: Path) -> Path:
     """Return `out`; raise `InputError` when something is there already or it cannot be made.
 
@@ -92,6 +108,30 @@ def new_run(out: Path) -> Path:
         raise InputError(f"The output folder {out} cannot be made: {error.strerror}.") from error
     _flush_directory(out.parent)
     return out
+
+
+def check_own(out: Path) -> Path:
+    """Return `out`; raise `InputError` unless it is a run's directory: it holds a journal, and no file of others."""
+    out = Path(out)
+    if not (out / JOURNAL).is_file():
+        raise InputError(f"{out} holds no {JOURNAL}, so there is no run to go on with.")
+    others = [p.name for p in out.iterdir() if p.name not in OWN and not p.name.startswith(TEMPORARY)]
+    if others:
+        raise InputError(f"{out} holds a file that is not the run's, {min(others)!r}; move it away.")
+    return out
+
+
+def forget(out: Path, *, useless: bool = False) -> None:
+    """Remove a run directory in which nothing was finished (or only what is `useless`), or leave it as it is."""
+    try:
+        begun = (out / JOURNAL).read_bytes().count(b"\n") > 1
+    except FileNotFoundError:
+        begun = False
+    if (begun and not useless) or any(p.name not in (JOURNAL, "run.json") for p in out.iterdir()):
+        return
+    for name in (JOURNAL, "run.json"):
+        (out / name).unlink(missing_ok=True)
+    out.rmdir()
 
 
 def default_out(settings: dict[str, Any], *, root: Path = Path("runs"), now: datetime | None = None) -> Path:

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..attacks import suite as named_suite
 from ..core.access import Access
 from ..core.attack import Attack, parse
 from ..core.data import Data, load_data
+from ..core.journal import Journal, run_key
 from ..core.result import UNDECIDED, CurvePoint, Evaluation, Finding, Progress, Status
 from ..core.run import Run, auto_width, check_inputs, run
 from ..core.target import Target, as_target
@@ -27,7 +29,8 @@ from .checkup import Checkup, examine
 from .escalate import family, plan
 from .preflight import Order, check_threat
 from .surrogate import distil
-from .verdict import DRAWS, Controls, control, grounds, verdict
+from .verdict import DRAWS, Controls, control, grounds, returns, verdict
+from .verify import READING
 
 if TYPE_CHECKING:
     from ..core.goal import Goal
@@ -58,6 +61,7 @@ def evaluate(
     curve: bool = False,
     data_dir: str | None = None,
     progress: Callable[[Progress], None] | None = None,
+    journal: Journal | Path | str | None = None,
     _before: tuple[Finding, ...] = (),
 ) -> Evaluation:
     """Measure robust accuracy: at most so many examples stay classified correctly within the threat.
@@ -79,6 +83,7 @@ def evaluate(
         curve: also measure robust accuracy at five sizes of the threat with suite quick on at most 128 examples.
         data_dir: where named data sets lie.
         progress: called with a Progress about ten times a second.
+        journal: the file that finished work is written to and, when the run was killed, read from: give the same again.
 
     Returns:
         An Evaluation. The doctor looks at the target first; what it can mend is mended, where gradients mean nothing
@@ -96,6 +101,19 @@ def evaluate(
         raise InputError(f"{threat!r} is no threat; write for example uf.linf(8/255) or 'linf(8/255)'.")
     ball = (parse_threat(threat) if isinstance(threat, str) else threat).within(model.bounds)
     notes = [*images.notes, *check_threat(ball, model.bounds)]
+    width = auto_width(images.x, model.device) if isinstance(batch_size, str) else batch_size
+    if isinstance(journal, Path | str):
+        asked = _suite(suite)
+        key = run_key(
+            target=model, x=images.x, y=images.y, threat=ball, attacks=[*asked.attacks, *asked.more], width=width,
+            seed=seed, goal=goal, access=access, queries=queries,
+        )  # fmt: skip
+        with Journal(journal, key) as opened:
+            return evaluate(
+                model, images, None, ball, suite=suite, goal=goal, seed=seed, limit=limit, batch_size=batch_size,
+                device=device, access=access, queries=queries, budget=budget, curve=curve, progress=progress,
+                journal=opened,
+            )  # fmt: skip
     order = Order()
     check_inputs(images.x, images.y, ball, model)
     sent = model.sent[0]
@@ -105,7 +123,6 @@ def evaluate(
     surrogates: tuple[Target, ...] = ()
     if any(family(repr(a)) == "transfer" for a in chosen.attacks):
         surrogates = (distil(model, images.x, ball, seed=seed),)
-    width = auto_width(images.x, model.device) if isinstance(batch_size, str) else batch_size
     settings: dict[str, Any] = {
         "goal": goal,
         "batch_size": batch_size,
@@ -113,6 +130,7 @@ def evaluate(
         "access": access,
         "queries": queries,
         "salvage": True,
+        "journal": journal,
     }
 
     def attack(part: slice | np.ndarray, deadline: float | None = None) -> Run:
@@ -127,6 +145,7 @@ def evaluate(
             deadline=deadline,
             progress=progress,
             relabel=order,
+            phase="suite",
             **settings,
         )
 
@@ -144,13 +163,13 @@ def evaluate(
             looked = control(up, images.x, whole, ball, seed=seed, width=width, gradient=gradient)
         except KeyboardInterrupt:
             whole.interrupted = True
-        if looked.drifted and model.reset is None and up.memory is not None and not _before:
-            up.memory.restore()
+        if looked.drifted and model.reset is None and up.memory is not None and not _before and returns(up, images.x, whole):
             return evaluate(
                 _forgetful(model, up), images, None, ball, suite=suite, goal=goal, seed=seed, batch_size=batch_size,
                 device=device, access=access, queries=queries, budget=budget, curve=curve, progress=progress,
-                _before=(Finding("B6", "drift", f"{looked.findings[0].sentence} It was measured again, put back into its "
-                    "first state before every call.", "repaired"),),
+                journal=journal,
+                _before=(Finding("B6", "drift", f"{looked.findings[0].sentence} It was measured again, put back into "
+                    "its first state before every call.", "repaired"),),
             )  # fmt: skip
     controls = time.monotonic() - begun_controls
     charged = int(whole.forward.sum() + whole.padding[0] + whole.overrun[0])
@@ -169,6 +188,8 @@ def evaluate(
         points, stopped = _curve(model, images, whole, ball, deadline, order, settings)
         if points is None and not stopped:
             notes.append("No accuracy-versus-eps curve: suite quick does not apply, or no time was left.")
+    if journal is not None and not stopped:
+        journal.finish()
     return Evaluation(
         x=images.x.cpu(),
         y=whole.y,
@@ -203,7 +224,7 @@ def evaluate(
         status=status,
         reasons=reasons,
         attacks=whole.attacks,
-        seconds=time.monotonic() - begun,
+        seconds=time.monotonic() - begun + (0.0 if journal is None else journal.saved),
         curve=points,
         curve_suite="quick" if points else "",
         notes=[
@@ -230,6 +251,7 @@ def evaluate(
             "budget": budget,
             "limit": limit,
             "target_fingerprint": model.fingerprint(),
+            "reading": {name: getattr(model, name) for name in READING},
             "data_fingerprint": images.fingerprint(),
             "padding": whole.padding.tolist(),
             "overrun": whole.overrun.tolist(),
@@ -295,6 +317,7 @@ def doctor(
         parse_threat(threat) if isinstance(threat, str) else threat or linf(0.03 * (model.bounds[1] - model.bounds[0]))
     )
     ball = ball.within(model.bounds)
+    check_threat(ball, model.bounds)
     check_inputs(images.x, images.y, ball, model)
     return examine(model, images.x, images.y, ball, seed=seed)
 
@@ -465,6 +488,7 @@ def _curve(
                     replace(ball, eps=eps),
                     deadline=deadline,
                     relabel=order,
+                    phase=f"curve {eps!r}",
                     **settings,
                 )
             except KeyboardInterrupt:  # in the first look at this size

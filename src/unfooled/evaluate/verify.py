@@ -1,7 +1,6 @@
 """Verify: ask the target again for every stored adversarial example of a run, and compare."""
 
 import copy
-import json
 import shlex
 import zipfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from ..core.access import Access
 from ..core.goal import advantage
 from ..core.oracle import Oracle
+from ..core.record import read_json
 from ..core.target import Target, as_target, untouched
 from ..core.threat import Ball
 from ..errors import InputError
@@ -143,19 +143,6 @@ def words(about: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
     if given[:2] != ["unfooled", "evaluate"] or len(given) < 3:
         return None, {}
     return given[2], {k[2:]: v for k, v in pairwise(given) if k.startswith("--") and k[2:] in OPTIONS}
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of a run; raises InputError."""
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is no JSON.") from None
-    if not isinstance(about, dict):
-        raise InputError(f"{path} holds no JSON object.")
-    return about
 
 
 def _given(target: Any, device: str) -> Target:

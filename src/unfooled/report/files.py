@@ -14,18 +14,19 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def write(evaluation: Evaluation, out: Path | str, *, images: bool = True) -> Path:
+def write(evaluation: Evaluation, out: Path | str, *, images: bool = True, begun: bool = False) -> Path:
     """Make the run directory `out` and write what `evaluation` found; return `out`.
 
     `summary.json` holds the numbers (`padding`: rows of batches charged to no example, inside the attacks' passes and
     outside the totals), `run.json` what is needed to run it again, `examples.parquet` one row per example,
     `adversarials.npz` the broken examples beside their originals, `report.html` the page. The data files come first, so
     that nothing measured is lost when a picture cannot be drawn. Without `images` neither the page nor a file shows an
-    example: no `adversarials.npz`. Raises `InputError` when `out` exists; nothing is ever overwritten.
+    example: no `adversarials.npz`. Raises `InputError` when `out` exists; nothing is ever overwritten but the run's
+    own files, where it was `begun`: then `out` is there already and holds its journal.
     """
     from unfooled.report.page import passes, render
 
-    out = record.new_run(Path(out))
+    out = record.check_own(Path(out)) if begun else record.new_run(Path(out))
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     spare = passes(evaluation)
     padding = {"forward": spare["spare_forward"], "backward": spare["spare_backward"]}
