@@ -8,14 +8,30 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import unfooled as uf
 from benchmarks.survive import bits
+from unfooled.core import engine
 from unfooled.core.data import load_data
 from unfooled.core.journal import Journal, run_key
+
+
+def timed(work: Callable[..., Any], total: list[float]) -> Callable[..., Any]:
+    """Return a function that does the same and adds its seconds to `total`."""
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        begun = time.monotonic()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            total[0] += time.monotonic() - begun
+
+    return wrapped
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,11 +53,22 @@ def main(arguments: list[str] | None = None) -> None:
         wall.append(time.monotonic() - begun[1])
         return time.process_time() - begun[0], run
 
+    inside = [0.0]
+    for owner, work in (
+        (engine, "pack"),
+        (Journal, "write"),
+        (Journal, "read"),
+        (Journal, "phase"),
+        (Journal, "close"),
+    ):
+        setattr(owner, work, timed(getattr(owner, work), inside))
     wall: list[float] = []
     without, with_, sizes, resumed = [], [], [], []
+    spent: list[float] = []
     measure(None)
     wall.clear()
     with tempfile.TemporaryDirectory() as name:
+        inside[0] = 0.0
         for number in range(given.repeats):
             seconds, plain = measure(None)
             without.append(seconds)
@@ -51,17 +78,22 @@ def main(arguments: list[str] | None = None) -> None:
                 _, kept = measure(journal)
                 journal.finish()
                 with_.append(time.process_time() - begun)
+            spent.append(inside[0])
             sizes.append(path.stat().st_size)
             with Journal(path, key) as journal:
                 seconds, again = measure(journal)
                 resumed.append(seconds)
+            inside[0] = 0.0
             assert bits(plain) == bits(kept) == bits(again)
-    cost = statistics.median(b / a - 1 for a, b in zip(without, with_, strict=True))
+    difference = statistics.median(b / a - 1 for a, b in zip(without, with_, strict=True))
+    cost = statistics.median(s / t for s, t in zip(spent, wall[1::3], strict=True))
     result = {
         "examples": given.limit,
         "attacks": [repr(a) for a in suite.attacks],
         "cpu_seconds_without": [round(s, 2) for s in without],
         "cpu_seconds_with": [round(s, 2) for s in with_],
+        "difference": round(difference, 4),
+        "seconds_in_the_journal": [round(s, 3) for s in spent],
         "cost": round(cost, 4),
         "seconds_without": [round(s, 2) for s in wall[::3]],
         "seconds_with": [round(s, 2) for s in wall[1::3]],
