@@ -66,6 +66,9 @@ class Snapshot:
             case types.MethodType():
                 self._visit(thing.__self__, depth)
             case _ if hasattr(thing, "__dict__"):
+                for kind in type(thing).__mro__:  # methods of classes made within functions have closures too
+                    if "<locals>" in kind.__qualname__:
+                        self._all(vars(kind).values(), depth)
                 self._dict(thing.__dict__, depth if isinstance(thing, nn.Module) else depth + 1)
 
     def _all(self, things: Any, depth: int) -> None:

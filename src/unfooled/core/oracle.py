@@ -64,11 +64,15 @@ class Oracle:
         return self.scores(x) if self.granted >= Access.SCORES else self.label(x)
 
     def _ask(self, x: Batch) -> Answer:
-        draws = self.target.draws
         with torch.no_grad():
-            scores = self.target.scores(x if draws == 1 else _repeated(x, draws))
-        self.forward += len(x) * draws
+            scores = self._drawn(lambda: self.target.scores(x))
+        self.forward += len(x) * self.target.draws
         return self._answer(scores, len(x))
+
+    def _drawn(self, ask: Callable[[], Tensor]) -> Tensor:
+        """Return the scores of all draws, [b * draws, k]: a call each, for luck may be shared within a call."""
+        draws = self.target.draws
+        return ask() if draws == 1 else torch.stack([ask() for _ in range(draws)], 1).flatten(0, 1)
 
     def _answer(self, scores: Tensor, rows: int) -> Answer:
         """Read scores [rows * draws, k] as one answer per row."""
@@ -96,16 +100,21 @@ class Oracle:
         rows, draws = len(x), self.target.draws
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
-            many = leaf if draws == 1 else leaf.repeat_interleave(draws, dim=0)
             if straight and self.target.straight is not None:
-                scores, climbed = self.target.straight.logits(self.target, many)
-                climbed = (
-                    climbed if self.target.reject != "last" else climbed[:, : self.target.split(scores)[0].shape[1]]
-                )
+                way, pairs = self.target.straight, []
+
+                def both() -> Tensor:
+                    pairs.append(way.logits(self.target, leaf))
+                    return pairs[-1][0]
+
+                scores = self._drawn(both)
+                climbed = pairs[0][1] if draws == 1 else torch.stack([z for _, z in pairs], 1).flatten(0, 1)
+                if self.target.reject == "last":
+                    climbed = climbed[:, : self.target.split(scores)[0].shape[1]]
             else:
-                scores = self.target.scores(many)
+                scores = self._drawn(lambda: self.target.scores(leaf))
                 climbed = self.target.split(scores)[0]
-            self.forward += len(many)
+            self.forward += rows * draws
             if draws > 1:
                 climbed = climbed.view(rows, draws, -1).mean(1)
             value = loss(climbed)
@@ -120,12 +129,8 @@ class Oracle:
                 "The target's scores do not depend on the input through autograd (no_grad, detach or NumPy in "
                 "forward?); attack it by its scores: access scores."
             )
-        self.backward += len(many)
+        self.backward += rows * draws
         answer = self._answer(scores.detach(), rows)
         if straight and self.target.straight is not None and draws == 1:
             answer = replace(answer, guide=climbed.detach())
-        return answer, value.detach(), grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-
-
-def _repeated(x: Batch, draws: int) -> Batch:
-    return x.repeat_interleave(draws, dim=0) if isinstance(x, Tensor) else [row for row in x for _ in range(draws)]
+        return answer, value.detach(), grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

@@ -84,6 +84,8 @@ class _Unmask(TorchFunctionMode):
             if name == "requires_grad_" and not args[0].requires_grad:
                 return func(*args, **kwargs)
             return args[0] if name == "requires_grad_" else None
+        if name in ("numpy", "tolist", "__array__", "item") and args and args[0].requires_grad:
+            return func(torch._C.TensorBase.detach(args[0]), *args[1:], **kwargs)  # these would refuse it as it is
         if self.variant.cuts:
             if name in _CUT and args[0].requires_grad:
                 self.undone.add(name)

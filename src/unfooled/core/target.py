@@ -32,15 +32,16 @@ class Target:
             answers with; None, it always answers (the doctor finds an extra last class by itself).
         output: which part of a tuple, dict or object holds the scores; found by itself where there is only one.
 
-    The doctor (evaluate/checkup.py) mends a copy of it: `kind` is what the module returns ("scores",
-    "probabilities"), `labels` the number of classes where it returns nothing but their numbers, `batch` the only batch size that it takes (1: its images must not see each other), `draws` the
-    draws behind an answer of a random target, `reset` what undoes its memory before every call.
+    The doctor (evaluate/checkup.py) mends a copy of it: `kind` is what the module returns, `labels` the number of
+    classes where it returns nothing but their numbers, `batch` the only batch size that it takes (1: its images must
+    not see each other), `draws` the draws behind an answer of a random target, `reset` what undoes its memory before
+    every call, `straight` where a hidden gradient can be had.
 
     Raises:
         InputError: bounds or normalisation make no sense.
     """
 
-    kind: Literal["scores", "probabilities"] = "scores"
+    kind: Literal["scores", "probabilities", "sigmoids"] = "scores"
     labels: int = 0
     batch: int | None = None
     draws: int = 1
@@ -151,6 +152,8 @@ class Target:
     def _read(self, out: Any, rows: int) -> Tensor:
         """Return scores [rows, k]: one column becomes two, probabilities their logarithms; raises TargetError."""
         scores = pick(out, rows, self.output)
+        if scores.is_inference():
+            scores = scores.clone()
         if self.labels and scores.shape == (rows,) and not scores.is_floating_point():
             known = (scores >= 0) & (scores < self.labels)
             hot = torch.nn.functional.one_hot(torch.where(known, scores.long(), 0), self.labels)
@@ -172,6 +175,9 @@ class Target:
             if scores.dim() == 1 or scores.shape[1] == 1:
                 scores = torch.stack([1 - scores.reshape(rows), scores.reshape(rows)], 1)
             return scores.clamp(min=tiny).log()
+        if self.kind == "sigmoids":  # one probability per class: their log-odds
+            p = (scores if scores.dtype == torch.float64 else scores.float()).clamp(min=1e-30)
+            return p.log() - (1 - p).clamp(min=torch.finfo(p.dtype).eps / 4).log()
         if scores.dim() == 1 or scores.shape[1] == 1:  # the log-odds of class 1
             scores = scores.reshape(rows)
             return torch.stack([torch.zeros_like(scores), scores], 1)

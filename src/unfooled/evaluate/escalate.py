@@ -5,7 +5,7 @@ from typing import Any
 
 from ..attacks import Suite, parse
 from ..attacks.decision import ray
-from ..attacks.gradient import GradientAttack, apgd, pgd, pgd_targeted
+from ..attacks.gradient import GradientAttack, apgd, apgd_targeted, pgd, pgd_targeted
 from ..attacks.parts import Sense
 from ..attacks.search import square
 from ..core.access import Access
@@ -22,7 +22,8 @@ TRANSFER = (
 def plan(suite: Suite, up: Checkup) -> Suite:
     """Return the suite that suits the target: itself for an honest one."""
     if up.target.draws > 1:
-        suite = replace(suite, more=tuple(_shorter(a) for a in suite.more))
+        longer = () if suite.name == "custom" else (pgd(steps=60), apgd(steps=60, loss="margin", start="warm"))
+        suite = replace(suite, attacks=(*suite.attacks, *longer), more=tuple(_shorter(a) for a in suite.more))
     if not up.masked and not up.blind:
         return suite
     straight = up.target.straight is not None
@@ -41,18 +42,21 @@ def plan(suite: Suite, up: Checkup) -> Suite:
         extra += [
             pgd(steps=40, sense="straight"),
             pgd_targeted(steps=15, loss="margin", schedule="cosine", step_size=2.0, sense="straight"),
-            apgd(steps=40, loss="margin", sense="straight"),
+            apgd(steps=75, loss="margin", restarts=2, sense="straight"),
+            apgd_targeted(steps=30, sense="straight"),
+            apgd(steps=75, loss="dlr", start="warm", sense="straight"),
         ]
     if straight or not none:
         extra.append(pgd(steps=15, step_size=0.25, sense="smooth"))
         if up.has("D4", "D5", "D3") and not none:
             extra.append(apgd(steps=25, loss="margin"))
-    queries = 400 if up.target.draws > 1 else 2000
-    if not up.blind or up.has("C6"):
-        extra.append(square(queries=queries))
-    if up.target.straight is None or up.target.straight.share < 0.9:
+    sure = up.target.straight is not None and up.target.straight.share >= 0.9
+    queries = 400 if up.target.draws > 1 else 1000
+    if not sure:
         extra += TRANSFER
     extra.append(ray(queries=queries // 2))
+    if not up.blind or up.has("C6"):
+        extra.append(square(queries=queries))
     return replace(suite, attacks=(*attacks, *(a for a in extra if a.key() not in known)), more=())
 
 

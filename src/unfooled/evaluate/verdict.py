@@ -56,7 +56,8 @@ def control(up: Checkup, x: Tensor, whole: Run, ball: Ball, *, seed: int, width:
             moved = int((label != whole.label_clean[at]).sum())
             if moved > max(1, 0.005 * len(at)):
                 out.drifted = True
-                out.findings.append(Finding("B6", "the target changed during the run", f"Clean accuracy was {start:.1%} "
+                out.findings.append(Finding("B6", "the target changed during the run", f"Clean accuracy was "
+                    f"{start:.1%} "
                     f"at the start and {end:.1%} at the end ({moved} of {len(at)} answers changed): the target changed "
                     "during the run.", "withheld", end - start))  # fmt: skip
             everything = torch.cat([whole.label_clean[counted], label])
@@ -72,7 +73,7 @@ def control(up: Checkup, x: Tensor, whole: Run, ball: Ball, *, seed: int, width:
             out.on_grid = torch.zeros(n, dtype=torch.bool)
             out.on_grid[rows] = wrong
             lost = int((~wrong).sum())
-            if lost > 0.05 * int(counted.sum()) and lost > 1:
+            if lost > 0.05 * int(counted.sum()) and lost > 1 and target.draws == 1:
                 share = (sum(s is Status.SURVIVED for s in whole.status) + lost) / max(1, int(counted.sum()))
                 out.findings.append(Finding("A3", "between pixel values", f"{lost} of {len(rows)} adversarial examples "
                     f"exist only between pixel values: after 8-bit rounding {share:.1%} stay right.", "noted",
@@ -87,6 +88,16 @@ def control(up: Checkup, x: Tensor, whole: Run, ball: Ball, *, seed: int, width:
     if gradient and not whole.interrupted:
         _unlimited(out, up, x, whole, ball, seed)
     return out
+
+
+def returns(up: Checkup, x: Tensor, whole: Run) -> bool:
+    """Put the target back into its first state; whether its clean answers are again what they were."""
+    assert up.memory is not None
+    with torch.inference_mode(False), untouched(up.target):
+        up.memory.restore()
+        label = _labels(Oracle(up.target, Access.SCORES), x[:64], 64)
+        up.memory.restore()
+    return bool(torch.equal(label, whole.label_clean[:64]))
 
 
 def _constant(out: Controls, up: Checkup, door: Oracle, x: Tensor, ball: Ball, label: int, width: int) -> None:
@@ -136,7 +147,8 @@ def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) 
         return out
     gradient = [r for r in ran if family(r.name) == "gradient"]
     if not gradient and any(r.skipped for r in rows):
-        out.append(Finding("E5", "no gradient attack ran", "No gradient attack of the suite was allowed or applied: the "
+        out.append(Finding("E5", "no gradient attack ran", "No gradient attack of the suite was allowed or applied: "
+            "the "
             "number covers the others only.", "suspect"))  # fmt: skip
     other = [r for r in ran if family(r.name) != "gradient"]
     alone = sum(r.broken for r in other)
@@ -146,7 +158,8 @@ def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) 
             "not: gradients are masked.", "suspect", alone / n))  # fmt: skip
     gained = sum(r.broken for r in rows[first:] if not r.skipped and family(r.name) == "gradient")
     if gradient and not alone and gained > max(1, 0.01 * n):
-        out.append(Finding("E1", "not converged", f"More steps and restarts broke {gained} of {n} examples that the suite "
+        out.append(Finding("E1", "not converged", f"More steps and restarts broke {gained} of {n} examples that the "
+            "suite "
             "could not.", "suspect", gained / n))  # fmt: skip
     if whole.vanished > max(2, 0.02 * n) and up.target.draws == 1:
         out.append(Finding("E4", "successes vanish", f"{whole.vanished} successes were gone when they were asked for "
