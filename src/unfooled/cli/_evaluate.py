@@ -150,6 +150,8 @@ def evaluate(
             record.write_json(record.new_run(folder) / "run.json", about)
         else:
             folder = resuming
+            done = (folder / record.JOURNAL).read_bytes().count(b'{"example"')
+            live.note(f"going on with {folder}: {done} finished (example, attack) records are there")
         try:
             result = measure(
                 model,

@@ -66,12 +66,13 @@ def load_torch() -> None:
     """Import torch, holding Ctrl-C back until it is there: interrupted half-way, it aborts the process."""
     pressed: list[int] = []
     main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number)) if main else None
+    ends = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = [signal.signal(end, lambda number, _: pressed.append(number)) for end in ends]
     try:
         import torch  # noqa: F401
     finally:
-        if main:
-            signal.signal(signal.SIGINT, before)
+        for end, handler in zip(ends, before, strict=True):
+            signal.signal(end, handler)
     if pressed:
         raise KeyboardInterrupt
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .. import _rows
 from ..errors import InputError, StorageError
+from .record import fingerprint, flush_directory
 from .result import Status
 
 try:
@@ -184,11 +185,7 @@ class Journal:
             os.ftruncate(self._file, 0)
         self._append("", [header])
         self._sync()
-        folder = os.open(self.path.absolute().parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        flush_directory(self.path.absolute().parent)
 
     def _compare(self, body: bytes) -> None:
         there = json.loads(body)
@@ -212,14 +209,9 @@ class Journal:
             yield from file
 
     def _bytes(self, start: int, end: int) -> bytes:
-        parts = []
-        while start < end:
-            part = os.pread(self._file, end - start, start)
-            if not part:
-                break
-            parts.append(part)
-            start += len(part)
-        return b"".join(parts)
+        with open(self.path, "rb") as file:
+            file.seek(start)
+            return file.read(end - start)
 
     def _append(self, key: str, records: Sequence[dict[str, Any]]) -> None:
         end, checksum = self._state
@@ -278,7 +270,6 @@ def run_key(
 ) -> dict[str, Any]:
     """Return what a journal's header holds: everything that decides the bits of a run's result."""
     from .. import __version__
-    from .record import fingerprint
 
     device = target.device
     words = hashlib.sha256(repr(x).encode()).hexdigest()

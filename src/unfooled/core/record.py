@@ -41,7 +41,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _flush_directory(path.parent)
+    flush_directory(path.parent)
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -106,7 +106,7 @@ def new_run(out: Path) -> Path:
         raise InputError(f"The output folder {out} exists already; give --out a new name.") from None
     except OSError as error:
         raise InputError(f"The output folder {out} cannot be made: {error.strerror}.") from error
-    _flush_directory(out.parent)
+    flush_directory(out.parent)
     return out
 
 
@@ -152,7 +152,8 @@ def fingerprint(*tensors: torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def _flush_directory(folder: Path) -> None:
+def flush_directory(folder: Path) -> None:
+    """Make sure that the names of the folder's files are on disk."""
     if os.name != "posix":  # elsewhere a directory cannot be opened
         return
     handle = os.open(folder, os.O_RDONLY)
