@@ -146,12 +146,12 @@ def evaluate(
         _words.must_take(model, examples.x)
         left = _left(most, budget, begun)
         about = {"format": 1, "command": command(given), "settings": {"words": _told(given)}}
+        done = 0
         if resuming is None:
             record.write_json(record.new_run(folder) / "run.json", about)
         else:
             folder = resuming
-            done = (folder / record.JOURNAL).read_bytes().count(b'{"example"')
-            live.note(f"going on with {folder}: {done} finished (example, attack) records are there")
+            done = (folder / record.JOURNAL).read_bytes().count(b'"attack":')
         try:
             result = measure(
                 model,
@@ -178,6 +178,10 @@ def evaluate(
         live.say("writing the report")
         result.command = command(given)
         result.settings["words"] = _told(given)
+        if resuming is not None:
+            result.notes.append(
+                f"Resumed: {done} (example, attack) pairs were done already, of {len(result.y)} examples."
+            )
         report.write(result, folder, begun=True)
     if json:
         sys.stdout.write((folder / "summary.json").read_text(encoding="utf-8"))
