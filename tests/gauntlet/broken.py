@@ -279,6 +279,18 @@ def plateau(z: Tensor, drop: float = 1e-3) -> Tensor:
     return torch.maximum(z, z.amax(1, keepdim=True) - drop)
 
 
+def saturated(z: Tensor) -> Tensor:
+    """Return squashed scores: 1 for the winner, -1 for the rest, but for the closest of races (D8)."""
+    return torch.tanh(50 * (z - z.topk(2, 1).values.mean(1, keepdim=True)))
+
+
+def scrambled(base: nn.Module, x: Tensor) -> Tensor:
+    """All scores but the winner's say nothing (D9)."""
+    z = base(x)
+    wild = z.amin(1, keepdim=True) - 1 + torch.sin(1e4 * x.flatten(1).sum(1, keepdim=True))
+    return torch.where(F.one_hot(z.argmax(1), z.shape[1]).bool(), z, wild)
+
+
 def decoy_class(base: nn.Module, x: Tensor) -> Tensor:
     """Lift the class after the winner to just below it, wherever the image is: it never wins (D9)."""
     z = base(x)
@@ -291,6 +303,12 @@ def decoy_class(base: nn.Module, x: Tensor) -> Tensor:
 def decoy_gradient(base: nn.Module, x: Tensor) -> Tensor:
     """The network's values with the gradient of a random linear map (D3)."""
     other = x.flatten(1) @ noise(torch.empty(x[0].numel(), 10), 5).to(x)
+    return base(x.detach()) + (other - other.detach())
+
+
+def relative_gradient(base: nn.Module, x: Tensor) -> Tensor:
+    """The network's values with the gradient of another, hardened network for the same task (D3)."""
+    other = ZOO["digits-cnn-robust"].build()(x)
     return base(x.detach()) + (other - other.detach())
 
 
@@ -689,6 +707,7 @@ _both("leaks-default-dtype", "B5", leaks_dtype)
 _both("seeds-torch", "B5", leaks_seed)
 _STATE = "its answers depend on what it was asked before"
 _add("memory", "B6", lambda: Memory(net(), 0.1), may_withhold=_STATE)
+_add("memory-mnist", "B6", lambda: Memory(net("mnist"), 0.075), data="mnist", may_withhold=_STATE)
 _add("memory-in-a-closure", "B6", lambda: (lambda m: lambda x: m(x))(Memory(net(), 0.1)), may_withhold=_STATE)
 _add("drift-after-100-calls", "B6", lambda: Drift(net(), calls=100), may_withhold=_STATE)
 _add("drift-after-3000-images", "B6", lambda: Drift(net(), rows=3000), may_withhold=_STATE)
@@ -761,7 +780,10 @@ _head(
 )
 
 # D: gradients and landscapes
-_pre("round-16-levels", "D1", levels(16), honest=attacked("round-16-levels", 0.06), expects=("D1",))
+# at eps 0.1 black pixels would reach the edge between two levels, 0.1 * 15 = 1.5, and an ulp would decide
+_pre(
+    "round-16-levels", "D1", levels(16), threat="linf(0.11)", honest=attacked("round-16-levels", 0.06), expects=("D1",)
+)
 _pre("round-8-bit", "D1", levels(256), honest=moved("digits", 0.098, 0.102), expects=("D1",))
 _pre("round-8-bit-mnist", "D1", levels(256), data="mnist", honest=moved("mnist", 0.073, 0.077), expects=("D1",))
 _pre("jpeg-like", "D1", jpeg, honest=attacked("jpeg-like", 0.12), expects=("D1",))
@@ -780,10 +802,12 @@ _both("no-grad", "D2", no_grad)
 _both("inference-mode", "D2", inference)
 _pre("numpy-round-trip", "D2", through_numpy)
 _add("numpy-network", "D2", lambda: numpy_digits)
+_add("numpy-network-saturated", "D2", lambda: lambda x: F.softmax(numpy_digits(x) * 100, 1))
 _add("closure-detached-mnist", "D2", lambda: closure("mnist", lambda b, x: b(x.detach())), data="mnist")
 _both("decoy-gradient", "D3", decoy_gradient)
 _both("decoy-gradient-mnist", "D3", decoy_gradient, data="mnist")
 _both("reversed-gradient", "D3", reversed_gradient)
+_both("decoy-gradient-of-a-relative", "D3", relative_gradient, expects=("D3|E7",))
 _pre("reversed-backward", "D3", backward(torch.neg))
 _add("reversed-by-hook", "D3", lambda: hooked(net(), torch.neg))
 _add("noisy-by-hook", "D3", lambda: hooked(net(), noisy))
@@ -810,6 +834,8 @@ _pre("nan-backward", "D5", backward(lambda g: g * torch.nan))
 _both("purifies", "D7", purify, honest=attacked("purifies", 0.12))
 _both("purifies-longer", "D7", purify_longer, honest=attacked("purifies-longer", 0.12))
 _head("plateau", "D8", plateau)
+_head("saturated-lead", "D8", saturated)
+_both("scrambled-runners-up", "D9", scrambled, expects=("D3|D4|D9",))
 _head("plateau-mnist", "D8", plateau, data="mnist")
 _both("decoy-class", "D9", decoy_class, expects=("D3|D4|D9",))
 
