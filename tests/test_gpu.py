@@ -1,4 +1,4 @@
-"""The engine on a CUDA device: the same verdicts as on the CPU, an exact ledger with overrun, memory, recurrent targets."""
+"""The engine on a CUDA device: the CPU's verdicts, an exact ledger with overrun, memory, recurrent targets."""
 
 import numpy as np
 import pytest

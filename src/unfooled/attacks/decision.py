@@ -65,7 +65,7 @@ class Ray(Attack[RayState]):
             return "needs inputs that are tensors and a norm ball"
         if threat.norm.name not in ("linf", "l2"):
             return f"has no rays for {threat.norm.symbol}; it takes linf, l2"
-        return "" if threat.bounded and threat.eps > 0 else "needs a finite eps above 0"
+        return "" if threat.bounded else "needs a finite eps"
 
     def init(self, p: Problem) -> RayState:
         """Start at the signs of the warm point's change, ones where there is none."""
@@ -82,7 +82,7 @@ class Ray(Attack[RayState]):
         """Show one point per row: a flip at the known radius, or the middle of a binary search."""
         assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
         lo, hi = p.threat.bounds
-        eps, d = p.threat.eps, s.signs.shape[1]
+        eps, d = max(p.threat.eps, 1e-30), s.signs.shape[1]
         unit = eps if p.threat.norm.name == "linf" else eps / d**0.5  # radius 1: the whole of eps
         most = torch.as_tensor((hi - lo) / unit, dtype=s.radius.dtype, device=s.radius.device)
         known = torch.where(s.radius.isfinite(), s.radius, most)

@@ -423,7 +423,7 @@ class Engine:
         tolerance: Tensor | float = 0.0
         if answer.scores is not None:  # the two best alone: classes may be ruled out by -1e9 or -inf
             size = answer.scores.float().topk(2, dim=1).values.nan_to_num(neginf=0.0).abs().amax(1)
-            tolerance = 0.5 * torch.finfo(answer.scores.dtype).eps * size  # a unit in the last place is more
+            tolerance = self.oracle.target.rounding * torch.finfo(answer.scores.dtype).eps * size
         sure: np.ndarray = (legal & (lead > tolerance)).cpu().numpy() & ~self._lost[example]
         distance = self.threat.distance(x, rows.p.x0).cpu().double()
         nearer = ~(pool.distance[example] <= distance).numpy()  # a restart may have found a smaller change already

@@ -34,8 +34,9 @@ class Target:
 
     The doctor (evaluate/checkup.py) mends a copy of it: `kind` is what the module returns, `labels` the number of
     classes where it returns nothing but their numbers, `batch` the only batch size that it takes (1: its images must
-    not see each other), `draws` the draws behind an answer of a random target, `reset` what undoes its memory before
-    every call, `straight` where a hidden gradient can be had.
+    not see each other), `draws` the draws behind an answer of a random target, `rounding` the margin in
+    units of the last place below which a success does not count, `reset` what undoes its memory before every call,
+    `straight` where a hidden gradient can be had.
 
     Raises:
         InputError: bounds or normalisation make no sense.
@@ -45,6 +46,7 @@ class Target:
     labels: int = 0
     batch: int | None = None
     draws: int = 1
+    rounding: float = 4.0
     reset: Callable[[], None] | None = None
     straight: "Straight | None" = None
 

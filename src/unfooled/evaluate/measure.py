@@ -163,7 +163,13 @@ def evaluate(
             looked = control(up, images.x, whole, ball, seed=seed, width=width, gradient=gradient)
         except KeyboardInterrupt:
             whole.interrupted = True
-        if looked.drifted and model.reset is None and up.memory is not None and not _before and returns(up, images.x, whole):
+        if (
+            looked.drifted
+            and model.reset is None
+            and up.memory is not None
+            and not _before
+            and returns(up, images.x, whole)
+        ):
             return evaluate(
                 _forgetful(model, up), images, None, ball, suite=suite, goal=goal, seed=seed, batch_size=batch_size,
                 device=device, access=access, queries=queries, budget=budget, curve=curve, progress=progress,
@@ -180,7 +186,9 @@ def evaluate(
         *grounds(up, whole, whole.attacks, len(chosen.attacks), len(images)),
         *looked.findings,
     ]
+    undone = sum(s in (Status.NOT_RUN, Status.FAILED) for s in whole.status)
     unfinished = ["interrupted"] if whole.interrupted else []
+    unfinished += [f"{undone} of {len(whole.status)} not finished"] if undone else []
     status, reasons = verdict(findings, [*unfinished, *order.reasons, *_invalid(whole.status)])
     points, stopped = None, whole.interrupted
     if curve and not stopped and not (budget and time.monotonic() - begun > budget):

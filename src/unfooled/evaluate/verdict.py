@@ -1,5 +1,6 @@
 """The verdict: whether the number can be trusted, from what the doctor found and what the run itself shows."""
 
+import random
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -47,6 +48,9 @@ def control(up: Checkup, x: Tensor, whole: Run, ball: Ball, *, seed: int, width:
     broken = torch.tensor([s is Status.BROKEN for s in whole.status])
     counted = torch.tensor([s not in (Status.INVALID, Status.FAILED) for s in whole.status])
     with torch.inference_mode(False), untouched(target):
+        torch.manual_seed(seed % 2**63)  # the caller's states come back when this ends
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
         door = Oracle(target, Access.SCORES)
         at = torch.from_numpy(np.unique(np.linspace(0, n - 1, min(n, 512)).astype(np.int64)))
         at = at[counted[at]]
