@@ -1,6 +1,6 @@
 """The gauntlet: every broken target under `unfooled.evaluate`, its number against the honest interval.
 
-    python -m benchmarks.gauntlet [--only NAME ...] [--suite standard] [--n 50]
+    python -m benchmarks.gauntlet [--only NAME ...] [--suite standard] [--n 50] [--jobs 2]
     python -m benchmarks.gauntlet --answers      # the honest answers themselves, into tests/gauntlet/answers.json
 
 A row is right when the number lies in the honest interval up to one image (or the evaluation declined to give one where
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -387,9 +388,14 @@ def main() -> None:
             rows.append(row)
             print(row.line, flush=True)
     print(", ".join(f"{k} {v}" for k, v in summary(rows).items()))
-    if not given.only:
-        entry = {"suite": given.suite, "n": given.n, "threads": given.threads, "summary": summary(rows)}
-        results.write("gauntlet", "gauntlet", entry | {"rows": [asdict(r) | {"right": r.right} for r in rows]})
+    settings = {"suite": given.suite, "n": given.n, "threads": given.threads}
+    stored = results.read("gauntlet").get("gauntlet", {})
+    kept = stored.get("rows", []) if all(stored.get(k) == v for k, v in settings.items()) else []
+    fresh = {r["name"]: r for r in kept} | {r.name: asdict(r) | {"right": r.right} for r in rows}
+    ordered = [fresh[name] for name in CASES if name in fresh]  # rows of cases that were not run now stay
+    fields = [f.name for f in dataclasses.fields(Row)]
+    counts = summary([Row(**{k: row[k] for k in fields}) for row in ordered])
+    results.write("gauntlet", "gauntlet", settings | {"summary": counts, "rows": ordered})
 
 
 if __name__ == "__main__":
