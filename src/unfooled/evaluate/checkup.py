@@ -385,12 +385,16 @@ class _Exam:
         together = self.ask(companions, 0)
         apart = a[:4] if len(self.x) > 4 else a.flip(0)
         together = together[: len(apart)]
-        if not self.target.batch:
-            single = torch.cat([self.ask(self.x[i : i + 1], 0) for i in range(min(4, len(self.x)))])
-            apart, together = torch.cat([apart, a[: len(single)]]), torch.cat([together, single])
         gap = (apart.float() - together.float()).abs().amax(1)
         if not float(gap.amax()) > 1e-3 * self.scale:
-            return
+            if self.target.batch:
+                return
+            # another number of rows rounds otherwise, which counts only where it changes an answer
+            apart = a[: min(4, len(self.x))]
+            together = torch.cat([self.ask(self.x[i : i + 1], 0) for i in range(len(apart))])
+            gap = (apart.float() - together.float()).abs().amax(1)
+            if not (float(gap.amax()) > 1e-3 * self.scale and bool((apart.argmax(1) != together.argmax(1)).any())):
+                return
         changed = int((apart.argmax(1) != together.argmax(1)).sum())
         text = f"The target couples the images of a batch (scores move by up to {float(gap.amax()):.2g}, "
         text += f"{changed} of {len(apart)} probes change class in other company)"
