@@ -302,6 +302,15 @@ def test_a_target_that_drifts_is_measured_again_or_withheld() -> None:
 GLOBAL = {"calls": 0}
 
 
+@pytest.mark.parametrize("name", ["detached", "hard"])
+def test_the_curve_goes_where_the_gradient_is(name: str) -> None:
+    base, x = net(), images(20)
+    found = uf.evaluate(Wrap(base, KEPT[name]), x, labels(base, x), "linf(0.06)", suite="quick", curve=True)
+    assert found.curve is not None and len(found.curve) == 5
+    assert found.curve[2].robust_accuracy <= found.robust_accuracy + 0.11
+    assert found.curve[0].robust_accuracy > found.curve[4].robust_accuracy
+
+
 def test_constant_answers_are_withheld() -> None:
     x = images(20)
     flat = Wrap(net(), lambda b, v: torch.eye(5)[2].expand(len(v), 5) + 0 * v.flatten(1).sum(1, keepdim=True))

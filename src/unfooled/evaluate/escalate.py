@@ -60,6 +60,15 @@ def plan(suite: Suite, up: Checkup) -> Suite:
     return replace(suite, attacks=(*attacks, *(a for a in extra if a.key() not in known)), more=())
 
 
+def brief(quick: Suite, up: Checkup) -> tuple[Attack[Any], ...]:
+    """Return the attacks of the accuracy-versus-eps curve: suite quick, by the gradient that the target has."""
+    if up.target.straight is not None:
+        return tuple(with_sense(a, "straight") for a in quick.attacks if isinstance(a, GradientAttack))
+    if not up.has("D2") and not up.target.labels:
+        return quick.attacks
+    return (ray(queries=500),) if up.blind else (ray(queries=500), square(queries=500))
+
+
 def with_sense(attack: GradientAttack, sense: str) -> Attack[Any]:
     """Return the recipe with another way to the gradient, printed as the call that makes it."""
     if attack.call.partition("(")[0] not in ("pgd", "pgd_targeted", "apgd", "apgd_targeted"):

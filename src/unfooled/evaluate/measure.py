@@ -26,7 +26,7 @@ from ..core.target import Target, as_target
 from ..core.threat import Ball, linf, parse_threat
 from ..errors import InputError
 from .checkup import Checkup, examine
-from .escalate import family, plan
+from .escalate import brief, family, plan
 from .preflight import Order, check_threat
 from .surrogate import distil
 from .verdict import DRAWS, Controls, control, grounds, returns, verdict
@@ -193,7 +193,7 @@ def evaluate(
     points, stopped = None, whole.interrupted
     if curve and not stopped and not (budget and time.monotonic() - begun > budget):
         deadline = begun + budget if budget else None
-        points, stopped = _curve(model, images, whole, ball, deadline, order, settings)
+        points, stopped = _curve(up, model, images, whole, ball, deadline, order, settings)
         if points is None and not stopped:
             notes.append("No accuracy-versus-eps curve: suite quick does not apply, or no time was left.")
     if journal is not None and not stopped:
@@ -465,6 +465,7 @@ def _joined(runs: list[Run]) -> Run:
 
 
 def _curve(
+    up: Checkup,
     model: Target,
     images: Data,
     whole: Run,
@@ -489,7 +490,7 @@ def _curve(
         if len(index):
             try:
                 found = run(
-                    named_suite("quick").attacks,
+                    brief(named_suite("quick"), up),
                     model,
                     _rows.take(images.x, index),
                     images.y[index],
