@@ -311,6 +311,18 @@ def test_the_curve_goes_where_the_gradient_is(name: str) -> None:
     assert found.curve[0].robust_accuracy > found.curve[4].robust_accuracy
 
 
+@pytest.mark.parametrize("where", ["target", "argument"])
+def test_with_labels_alone_rays_are_sent(where: str) -> None:
+    base, x = net(), images(30)
+    y = labels(base, x)
+    honest = uf.evaluate(base, x, y, "linf(0.06)", suite="standard").robust_accuracy
+    target = uf.Target(base, access=uf.Access.LABEL) if where == "target" else uf.Target(base)
+    access = None if where == "target" else uf.Access.LABEL
+    found = uf.evaluate(target, x, y, "linf(0.06)", suite="quick", access=access)
+    assert honest <= found.robust_accuracy <= honest + 0.14 and found.backward_total == 0
+    assert found.status == "suspect", "a number from labels alone bounds no attacker who sees gradients"
+
+
 def test_constant_answers_are_withheld() -> None:
     x = images(20)
     flat = Wrap(net(), lambda b, v: torch.eye(5)[2].expand(len(v), 5) + 0 * v.flatten(1).sum(1, keepdim=True))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _rows
-from ..attacks import Suite
+from ..attacks import Suite, ray
 from ..attacks import suite as named_suite
 from ..core.access import Access
 from ..core.attack import Attack, parse
@@ -120,6 +120,8 @@ def evaluate(
     up = examine(model, images.x, images.y, ball, seed=seed)
     model, ball = up.target, replace(ball, levels=up.levels)
     chosen = plan(_suite(suite), up)
+    if min(model.access, Access.GRADIENT if access is None else Access(access)) is Access.LABEL:
+        chosen = replace(chosen, attacks=(*chosen.attacks, ray(queries=2000)))
     surrogates: tuple[Target, ...] = ()
     if any(family(repr(a)) == "transfer" for a in chosen.attacks):
         surrogates = (distil(model, images.x, ball, seed=seed),)

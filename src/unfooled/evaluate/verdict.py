@@ -181,7 +181,7 @@ def verdict(findings: list[Finding], reasons: list[str]) -> tuple[str, list[str]
 
 
 def _labels(door: Oracle, x: Tensor, width: int) -> Tensor:
-    return torch.cat([door.scores(_at(door.target, part)).label.cpu() for part in x.split(width)])
+    return torch.cat([door.look(_at(door.target, part)).label.cpu() for part in x.split(width)])
 
 
 def _wrong(door: Oracle, x: Tensor, y: Tensor, width: int) -> Tensor:
@@ -190,7 +190,7 @@ def _wrong(door: Oracle, x: Tensor, y: Tensor, width: int) -> Tensor:
 
     parts = []
     for at in range(0, len(x), width):
-        answer = door.scores(_at(door.target, x[at : at + width]))
+        answer = door.look(_at(door.target, x[at : at + width]))
         parts.append((advantage(answer, y[at : at + width].to(door.target.device), None) > 0).cpu())
     return torch.cat(parts)
 
@@ -198,7 +198,7 @@ def _wrong(door: Oracle, x: Tensor, y: Tensor, width: int) -> Tensor:
 def _accepted(door: Oracle, x: Tensor, width: int) -> Tensor:
     parts = []
     for part in x.split(width):
-        accepted = door.scores(_at(door.target, part)).accepted
+        accepted = door.look(_at(door.target, part)).accepted
         parts.append(torch.ones(len(part), dtype=torch.bool) if accepted is None else accepted.cpu())
     return torch.cat(parts)
 
