@@ -162,7 +162,11 @@ def evaluate(
     if not whole.interrupted:
         gradient = min(model.access, Access.GRADIENT if access is None else access) is Access.GRADIENT
         try:
-            looked = control(up, images.x, whole, ball, seed=seed, width=width, gradient=gradient)
+            looked = control(
+                up, images.x, whole, ball, seed=seed, width=width, gradient=gradient,
+                pilot=not chosen.more and goal is None and queries is None,
+                deadline=begun + budget if budget else None,
+            )  # fmt: skip
         except KeyboardInterrupt:
             whole.interrupted = True
         if (

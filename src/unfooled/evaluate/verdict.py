@@ -2,13 +2,16 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..attacks.gradient import apgd
+from ..attacks.search import square
 from ..core.access import Access
+from ..core.attack import Attack
 from ..core.oracle import Oracle
 from ..core.result import AttackRow, Finding, Status
 from ..core.run import Run, run
@@ -19,6 +22,9 @@ from .escalate import family, with_sense
 
 CONTROL = 16
 """Examples on which the attack is tried without a limit."""
+
+PILOT = 32
+"""Survivors of smallest margin on which more steps and other families are tried."""
 
 DRAWS = 20
 """Fresh draws of a random target by which an example counts."""
@@ -37,10 +43,23 @@ class Controls:
     backward: int = 0
 
 
-def control(up: Checkup, x: Tensor, whole: Run, ball: Ball, *, seed: int, width: int, gradient: bool) -> Controls:
+def control(
+    up: Checkup,
+    x: Tensor,
+    whole: Run,
+    ball: Ball,
+    *,
+    seed: int,
+    width: int,
+    gradient: bool,
+    pilot: bool,
+    deadline: float | None,
+) -> Controls:
     """Look again: clean answers at the end, the 8-bit grid, fresh draws, and the attack without a limit.
 
-    x [n, ...] are the originals of the run `whole`; `gradient` says whether attacks may use gradients.
+    x [n, ...] are the originals of the run `whole`; `gradient` says whether attacks may use gradients,
+    `pilot` whether more steps and other families are still to be tried on a few survivors, until
+    `deadline` (`time.monotonic()`).
     """
     out, target = Controls(), up.target
     y, n = whole.y, len(whole.y)
@@ -90,7 +109,9 @@ def control(up: Checkup, x: Tensor, whole: Run, ball: Ball, *, seed: int, width:
         if target.draws > 1:
             out.survival = _survival(target, worst, y, width)
     if gradient and not whole.interrupted:
-        _unlimited(out, up, x, whole, ball, seed)
+        _unlimited(out, up, x, whole, ball, seed, deadline)
+        if pilot and not up.masked and not up.blind:
+            _pilot(out, up, x, whole, ball, seed, deadline)
     return out
 
 
@@ -115,7 +136,9 @@ def _constant(out: Controls, up: Checkup, door: Oracle, x: Tensor, ball: Ball, l
             "withheld"))  # fmt: skip
 
 
-def _unlimited(out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, seed: int) -> None:
+def _unlimited(
+    out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, seed: int, deadline: float | None
+) -> None:
     """With the whole range allowed, gradient attacks must break everything (arXiv 1902.06705, section 4.3)."""
     standing = np.flatnonzero([s is Status.SURVIVED for s in whole.status])
     if not len(standing):
@@ -131,13 +154,37 @@ def _unlimited(out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, se
     free = Ball(ball.norm, range_, ball.bounds, ball.levels)
     if up.masked and sense == "exact":
         return
-    found = run(chosen, up.target, x[at], whole.y[at], free, seed=seed, batch_size=CONTROL)
+    found = run(chosen, up.target, x[at], whole.y[at], free, seed=seed, batch_size=CONTROL, deadline=deadline)
     out.backward += int(found.backward.sum() + found.padding[1] + found.overrun[1])
     left = sum(s is Status.SURVIVED for s in found.status)
     if left > 0.1 * len(at):
         out.findings.append(Finding("C9", "unlimited attacks fail", f"With the whole input range allowed {left} of "
             f"{len(at)} examples are still not broken by gradient attacks: they do not reach the target.", "suspect",
             left / len(at)))  # fmt: skip
+
+
+def _pilot(out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, seed: int, deadline: float | None) -> None:
+    """More steps and restarts, then attacks without gradients, on the survivors of smallest margin."""
+    standing = np.flatnonzero([s is Status.SURVIVED for s in whole.status])
+    at = standing[np.argsort(whole.margin[standing].numpy(), kind="stable")[:PILOT]]
+    if not len(at):
+        return
+    n = len(whole.status)
+    more: list[Attack[Any]] = [apgd(steps=50, loss="margin", restarts=2), apgd(steps=50), square(queries=300)]
+    more = [a for a in more if not a.unfit(x, ball, whole.classes)]
+    if not more:
+        return
+    draws = up.target.draws
+    chosen = more[:2] if draws > 1 else more
+    found = run(chosen, up.target, x[at], whole.y[at], ball, seed=seed, batch_size=PILOT, deadline=deadline)
+    out.backward += int(found.backward.sum() + found.padding[1] + found.overrun[1])
+    gained = {f: sum(r.broken for r in found.attacks if family(r.name) == f) for f in ("gradient", "score")}
+    if gained["score"] > max(1, 0.01 * n):
+        out.findings.append(Finding("E7", "gradients are masked", f"Square broke {gained['score']} of {len(at)} pilot "
+            "examples that gradients could not: gradients are masked.", "suspect", gained["score"] / n))  # fmt: skip
+    if gained["gradient"] > max(1, 0.01 * n):
+        out.findings.append(Finding("E1", "not converged", f"More steps and restarts broke {gained['gradient']} of "
+            f"{len(at)} pilot examples that the suite could not.", "suspect", gained["gradient"] / n))  # fmt: skip
 
 
 def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) -> list[Finding]:
