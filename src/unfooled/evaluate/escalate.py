@@ -54,7 +54,7 @@ def plan(suite: Suite, up: Checkup) -> Suite:
     queries = 400 if up.target.draws > 1 else 1000
     if not sure:
         extra += TRANSFER
-    extra.append(ray(queries=2000 if up.blind and not straight else queries // 2))
+    extra.append(ray(queries=1000 if up.blind and not straight else queries // 2))
     if not up.blind or up.has("C6"):
         extra.append(square(queries=queries))
     return replace(suite, attacks=(*attacks, *(a for a in extra if a.key() not in known)), more=())
