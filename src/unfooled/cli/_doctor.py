@@ -5,13 +5,12 @@ import sys
 from pathlib import Path
 
 from unfooled.cli import _words
-from unfooled.cli._evaluate import DATA, TARGET, THREAT
 
 SILENT = "Nothing found: inputs, outputs, state and gradients are as an attack needs them."
 
 
 def doctor(
-    target: str = TARGET,
+    target: str = _words.TARGET,
     data: str | None = None,
     /,
     *,
@@ -67,31 +66,14 @@ def doctor(
     json
         Print the findings as JSON.
     """
-    _words.at_least_one(limit, "--limit")
-    size = _words.size(resize)
-    mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
-    abstains = _words.reject(reject)
+    inputs = _words.Inputs.of(locals())
 
     _words.load_torch()
-    from unfooled import targets
     from unfooled.cli._progress import Live
-    from unfooled.core.data import load_data, read_classes
-    from unfooled.core.threat import linf, parse_threat
     from unfooled.evaluate import doctor as examine
-    from unfooled.evaluate.preflight import check_threat
 
-    ball = None if threat is None else parse_threat(threat)
-    names = read_classes(classes) if classes is not None else None
     with Live(quiet=json) as live:
-        model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
-        model.reject = abstains
-        shipped = targets.ZOO.get(target)
-        ball = ball or (linf(shipped.eps) if shipped else parse_threat(THREAT))
-        check_threat(ball, model.bounds)
-        examples = load_data(
-            data or (shipped.data if shipped else DATA), limit=limit, data_dir=data_dir, resize=size, classes=names
-        )
-        _words.must_take(model, examples.x)
+        model, examples, ball, _ = inputs.load()
         live.say(f"looking at {model.name}")
         found = examine(model, examples, threat=ball, seed=seed)
     if json:

@@ -21,11 +21,10 @@ Suite = Literal["quick", "standard", "autoattack"]
 AccessName = Literal["decision", "label", "scores", "gradient"]
 
 _REPORT = 3.0  # seconds of a budget that are kept for writing the report
-TARGET, DATA, THREAT = "digits-cnn", "digits", "linf(0.1)"
 
 
 def evaluate(
-    target: str = TARGET,
+    target: str = _words.TARGET,
     data: str | None = None,
     /,
     *,
@@ -112,38 +111,25 @@ def evaluate(
     if resume is not None:
         known = _resumed(resume, given)
         return evaluate(known.pop("target"), known.pop("data"), **known, resuming=resume)
-    _words.at_least_one(limit, "--limit")
+    inputs = _words.Inputs.of(given)
     _words.at_least_one(queries, "--queries")
     width, most = _words.slots(batch_size), _words.seconds(budget)
-    size = _words.size(resize)
     if fail_under is not None and not 0 <= fail_under <= 1:
         raise InputError(f"--fail-under is a share from 0 to 1, not {fail_under:g}; write 0.45 for 45%.")
-    mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
-    abstains = _words.reject(reject)
 
     _words.load_torch()
     from unfooled.cli._progress import Live
     from unfooled.core import record
-    from unfooled.core.threat import linf, parse_threat
 
-    ball = None if threat is None else parse_threat(threat)
     folder = record.check_free(out) if out is not None else record.default_out(_told(given))
 
-    from unfooled import report, targets
+    from unfooled import report
     from unfooled.core.access import Access
-    from unfooled.core.data import load_data, read_classes
     from unfooled.evaluate import evaluate as measure
 
-    names = read_classes(classes) if classes is not None else None
     with Live(quiet=json) as live:
-        model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
-        model.reject = abstains
-        shipped = targets.ZOO.get(target)
-        given["data"] = data = data or (shipped.data if shipped else DATA)
-        ball = ball or (linf(shipped.eps) if shipped else parse_threat(THREAT))
+        model, examples, ball, given["data"] = inputs.load()
         given["threat"] = threat or repr(ball)
-        examples = load_data(data, limit=limit, data_dir=data_dir, resize=size, classes=names)
-        _words.must_take(model, examples.x)
         left = _left(most, budget, begun)
         about = {"format": 1, "command": command(given), "settings": {"words": _told(given)}}
         done = 0

@@ -1,9 +1,11 @@
-"""Reading what users write on the command line, and the two consoles."""
+"""Reading what users write on the command line, loading what it names, and the two consoles."""
 
 import re
 import signal
 import threading
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
@@ -14,8 +16,13 @@ if TYPE_CHECKING:
     from rich.text import Text
     from torch import Tensor
 
+    from unfooled.core.data import Data
     from unfooled.core.result import Finding
     from unfooled.core.target import Target
+    from unfooled.core.threat import Ball
+
+TARGET, DATA, THREAT = "digits-cnn", "digits", "linf(0.1)"
+"""What is taken where nothing is named."""
 
 Flag = Annotated[bool, Parameter(show_default=False)]
 """An option that takes no value and is off unless given."""
@@ -141,6 +148,60 @@ def size(text: str | None) -> int | tuple[int, int] | None:
     if len(parts) > 2 or not all(p.isascii() and p.isdigit() and int(p) > 0 for p in parts):
         raise InputError(f"--resize {text!r}: give the shorter side (224), or height by width (224x256), in pixels.")
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 else int(parts[0])
+
+
+class Loaded(NamedTuple):
+    """What `Inputs` name: the target, its examples, the threat, and the word for the data."""
+
+    target: "Target"
+    examples: "Data"
+    ball: "Ball"
+    data: str
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Target, data and threat as the command line words them: misread words fail at once, `load` does the work."""
+
+    target: str
+    data: str | None
+    threat: str | None
+    limit: int | None
+    device: str
+    weights: Path | None
+    resize: str | None
+    mean: str | None
+    std: str | None
+    reject: str | None
+    classes: Path | None
+    data_dir: Path | None
+
+    @classmethod
+    def of(cls, given: dict[str, Any]) -> "Inputs":
+        """Take the arguments of a verb that belong to it; raises InputError for words that cannot be read."""
+        made = cls(**{f.name: given[f.name] for f in fields(cls)})
+        at_least_one(made.limit, "--limit")
+        size(made.resize), numbers(made.mean, "--mean"), numbers(made.std, "--std"), reject(made.reject)
+        return made
+
+    def load(self) -> Loaded:
+        """Load what was named; what was not comes from the target's model card. Raises InputError."""
+        from unfooled import targets
+        from unfooled.core.data import load_data, read_classes
+        from unfooled.core.threat import linf, parse_threat
+
+        ball = None if self.threat is None else parse_threat(self.threat)
+        names = read_classes(self.classes) if self.classes is not None else None
+        mean, std = numbers(self.mean, "--mean"), numbers(self.std, "--std")
+        model = targets.resolve(
+            self.target, weights=self.weights, mean=mean, std=std, classes=names, device=self.device
+        )
+        model.reject = reject(self.reject)
+        card = targets.ZOO.get(self.target)
+        data = self.data or (card.data if card else DATA)
+        examples = load_data(data, limit=self.limit, data_dir=self.data_dir, resize=size(self.resize), classes=names)
+        must_take(model, examples.x)
+        return Loaded(model, examples, ball or (linf(card.eps) if card else parse_threat(THREAT)), data)
 
 
 def must_take(target: "Target", x: "Tensor") -> None:
