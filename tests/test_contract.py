@@ -53,6 +53,7 @@ class Case:
     norm: str
     make: Callable[..., Attack[Any]]
     factor: float = 1.05
+    smallest: float | None = None
 
     def __str__(self) -> str:
         return f"{self.recipe}-{self.norm}"
@@ -68,8 +69,9 @@ class Case:
         return 3 if self.make().unfit(torch.rand(1, 4), self.ball(), 2) else 2
 
 
-CASES = [Case(r.name, norm, r.make, r.factor) for r in RECIPES.values() for norm in r.norms]
+CASES = [Case(r.name, norm, r.make, r.factor, r.smallest) for r in RECIPES.values() for norm in r.norms]
 every = pytest.mark.parametrize("case", CASES, ids=str)
+minimum_norm = pytest.mark.parametrize("case", [c for c in CASES if c.smallest], ids=str)
 
 
 def contract(case: Case, law: str) -> None:
@@ -110,9 +112,10 @@ def eps_of(case: Case) -> float:
     return {"linf": 0.06, "l2": 0.3, "l1": 1.3, "l0": 3.0}[case.norm]
 
 
-def attack_examples(case: Case, index: Any = slice(None), **kwargs: Any) -> uf.Run:
+def attack_examples(case: Case, index: Any = slice(None), eps: float | None = None, **kwargs: Any) -> uf.Run:
     net, x, y = examples()
-    return uf.run(case.small(), net, x[index], y[index], case.ball(eps_of(case)), **{"batch_size": 64, **kwargs})
+    ball = case.ball(eps_of(case) if eps is None else eps)
+    return uf.run(case.small(), net, x[index], y[index], ball, **{"batch_size": 64, **kwargs})
 
 
 ROWS = (
@@ -140,6 +143,10 @@ def assert_same_rows(a: uf.Run, b: uf.Run, index: Any = None) -> None:
         else:
             same = [left[i] for i in index] == list(right)
         assert same, f"{name} differs"
+
+
+KINDS = ("vector", "one value", "grey", "one channel", "colour", "sequence", "waveform", "volume", "two classes",
+         "three classes", "1000 classes", "float64", "bfloat16", "a function")  # fmt: skip
 
 
 # ---- luck and batches
@@ -363,6 +370,18 @@ def check_never_below_the_distance(case: Case, shape: tuple[int, ...] = VECTOR) 
     assert (out.steps == -1).all() and bool((out.margin > 0).all())
 
 
+def check_smallest_change(case: Case, shape: tuple[int, ...] = VECTOR, binds: bool | None = None) -> None:
+    """With no eps: every example is found, no further away than declared and never nearer than the exact distance."""
+    target, x, y, box = linear_case(case.norm, case.classes(), shape)
+    rows = np.flatnonzero(np.ones_like(box) if binds is None else box == binds)
+    out = uf.run(case.make(), target, x[rows], y[rows], case.ball(np.inf))
+    assert out.success.all(), f"{int(out.success.sum())} of {len(rows)} found"
+    counted(case, out, x[rows], np.inf)
+    ratio = out.distance / SIZE[case.norm]
+    assert case.smallest is not None and ratio.max() <= case.smallest, f"found at {ratio.max():.4f} times the distance"
+    assert ratio.min() >= 1 - 1e-5
+
+
 class Overshot(Attack[int]):
     """Shows a winning point at its second step and losing ones before and after."""
 
@@ -444,6 +463,50 @@ def test_found_above_the_exact_distance_in_images(case: Case) -> None:
     contract(case, f"found in images {case.norm}")
     contract(case, f"found in the box {case.norm}")
     check_found_above_the_distance(case, IMAGE)
+
+
+@minimum_norm
+@pytest.mark.parametrize("binds", [False, True], ids=["free", "box"])
+def test_the_smallest_change(case: Case, binds: bool) -> None:
+    if binds:
+        contract(case, f"smallest in the box {case.norm}")
+    check_smallest_change(case, VECTOR, binds)
+
+
+@minimum_norm
+def test_the_smallest_change_in_images(case: Case) -> None:
+    contract(case, f"smallest in images {case.norm}")
+    check_smallest_change(case, IMAGE)
+
+
+@every
+def test_no_eps_asks_for_the_smallest_change_or_is_refused(case: Case) -> None:
+    net, x, y = examples()
+    if case.smallest is None:
+        with pytest.raises(uf.InputError, match="finite eps"):
+            uf.run(case.small(), net, x, y, case.ball(np.inf))
+        return
+    out = attack_examples(case, eps=np.inf)
+    counted(case, out, x, np.inf)
+    for batch_size in (1, 5):
+        assert_same_rows(out, attack_examples(case, eps=np.inf, batch_size=batch_size))
+
+
+@minimum_norm
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_smallest_change_of_inputs_of_every_kind(case: Case, kind: str) -> None:
+    module, shape, dtype = kinds(kind)
+    attack, x = case.small(), torch.rand(9, *shape)
+    if attack.unfit(x, case.ball(np.inf), 2 if kind == "two classes" else 4):
+        return
+    with torch.no_grad():
+        y = module(x.to(torch.bfloat16 if kind == "bfloat16" else dtype)).argmax(1)
+    spy = Spy(module)
+    out = uf.run(attack, spy if isinstance(module, nn.Module) else module, x, y, case.ball(np.inf), batch_size=4)
+    counted(case, out, x.to(dtype), np.inf)
+    if isinstance(module, nn.Module):
+        assert out.forward.sum() + out.padding[0] == spy.forward_rows
+        assert out.backward.sum() + out.padding[1] == spy.backward_rows
 
 
 @every
@@ -528,10 +591,6 @@ def kinds(name: str) -> tuple[Callable[..., Tensor], tuple[int, ...], torch.dtyp
             weight = torch.randn(11, 4)
             return lambda x: x @ weight, (11,), single
     raise KeyError(name)
-
-
-KINDS = ("vector", "one value", "grey", "one channel", "colour", "sequence", "waveform", "volume", "two classes",
-         "three classes", "1000 classes", "float64", "bfloat16", "a function")  # fmt: skip
 
 
 @every
@@ -799,9 +858,9 @@ def test_every_skip_is_needed(recipe: str, law: str) -> None:
     case = next(c for c in CASES if c.recipe == recipe and law.endswith(c.norm))
     if recipe == "square":  # the default 5,000 queries fail as well, in half a minute
         case = replace(case, make=functools.partial(case.make, queries=400))
-    where = IMAGE if "images" in law else VECTOR
-    with pytest.raises(AssertionError, match="found at"):
-        check_found_above_the_distance(case, where, True if "box" in law else None)
+    where, binds = IMAGE if "images" in law else VECTOR, True if "box" in law else None
+    with pytest.raises(AssertionError, match="found"):
+        (check_smallest_change if law.startswith("smallest") else check_found_above_the_distance)(case, where, binds)
 
 
 def test_every_recipe_is_under_contract() -> None:

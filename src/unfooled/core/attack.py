@@ -124,6 +124,10 @@ class Attack(ABC, Generic[S]):
     def step(self, p: Problem, s: S) -> tuple[S, Trial]:
         """Show one input per row to the oracle and return the next state and what was shown."""
 
+    def finished(self, p: Problem, s: S) -> Tensor | None:
+        """Return which rows have nothing left to try, bool [b], or None: every row makes all its steps."""
+        return None
+
     def last(self, p: Problem, s: S) -> Batch | None:
         """Return the iterate that the last step made and nobody looked at yet, [b, ...], or None."""
         return None
@@ -133,7 +137,9 @@ class Attack(ABC, Generic[S]):
 class Recipe:
     """A row of the attack table: how to make it, where it is from, what it needs and what it promises.
 
-    `factor` is the closed-form factor of the contract tests: found at factor * d* on a linear target, never below d*.
+    On a linear target whose nearest other class is d* away it finds something within factor * d*, never below d*.
+    `smallest` marks minimum-norm recipes: with no eps given, what they find is no larger than smallest * d*. Where
+    these are more than 1.05 and 1.01, `reason` says why.
     """
 
     name: str
@@ -144,6 +150,7 @@ class Recipe:
     doc: str
     factor: float = 1.05
     reason: str = ""
+    smallest: float | None = None
 
 
 RECIPES: dict[str, Recipe] = {}
@@ -151,7 +158,12 @@ A = TypeVar("A", bound=Attack[Any])
 
 
 def recipe(
-    paper: str, norms: Sequence[str], access: Access = Access.GRADIENT, factor: float = 1.05, reason: str = ""
+    paper: str,
+    norms: Sequence[str],
+    access: Access = Access.GRADIENT,
+    factor: float = 1.05,
+    reason: str = "",
+    smallest: float | None = None,
 ) -> Callable[[Callable[..., A]], Callable[..., A]]:
     """Register a function that makes an attack, and let what it makes print as the call that made it."""
 
@@ -165,7 +177,7 @@ def recipe(
             return replace(make(*args, **kwargs), call=f"{make.__name__}({given})")
 
         doc = (make.__doc__ or "").strip().split("\n")[0]
-        RECIPES[make.__name__] = Recipe(make.__name__, made, paper, tuple(norms), access, doc, factor, reason)
+        RECIPES[make.__name__] = Recipe(make.__name__, made, paper, tuple(norms), access, doc, factor, reason, smallest)
         return made
 
     return register

@@ -271,7 +271,9 @@ class Engine:
         lead = advantage(trial.answer, slots.p.y, slots.p.to)
         if not attack.inside:
             lead = torch.where(self.threat.contains(trial.x, slots.p.x0), lead, -torch.inf)
-        key = lead if self.threat.bounded else self._closeness(trial.x, slots.p.x0, lead)
+        key = (
+            lead if self.threat.bounded else self._closeness(trial.x, slots.p.x0, lead - 2 * self._noise(trial.answer))
+        )
         better = (key > slots.key) & ~slots.found
         slots.best = _rows.where(better, trial.x, slots.best)
         slots.key = torch.where(better, key, slots.key)
@@ -282,17 +284,20 @@ class Engine:
             slots.found = slots.found | fresh
             slots.found_t = torch.where(fresh, torch.as_tensor(slots.t, device=self.device), slots.found_t)
         self._since_look += 1
-        spent = self._spent(attack, slots)
-        if spent.any() or (self.threat.bounded and self._since_look >= (_CHECK_EVERY if self.lazy else 1)):
+        look = self._since_look >= (_CHECK_EVERY if self.lazy else 1)
+        spent = self._spent(attack, slots, ask=look)
+        if spent.any() or (self.threat.bounded and look):
             self._since_look = 0
             found = slots.found.cpu().numpy() & slots.live
             if (found | spent).any():
                 self._retire(attack, slots, found, jobs)
         return slots
 
-    def _spent(self, attack: Attack[Any], slots: _Slots) -> np.ndarray:
-        """Which live rows have no step left, by the attack's steps or the query budget, bool [w]."""
+    def _spent(self, attack: Attack[Any], slots: _Slots, *, ask: bool = True) -> np.ndarray:
+        """Which live rows have no step left, by the attack's steps, its own word or the query budget, bool [w]."""
         out = (slots.t >= attack.steps) | self._short(slots.example, attack.queries_per_step + 2)
+        done = attack.finished(slots.p, slots.s) if ask else None
+        out = out if done is None else out | done.cpu().numpy()
         spent: np.ndarray = slots.live & out
         return spent
 
@@ -300,6 +305,14 @@ class Engine:
         """Which examples may not send so many more rows, bool [m]."""
         short: np.ndarray = self.pool.forward[example] + rows > (np.inf if self.queries is None else self.queries)
         return short
+
+    def _noise(self, answer: Answer) -> Tensor | float:
+        """The margin, [b], up to which rounding of the scores may decide."""
+        if answer.scores is None:
+            return 0.0
+        # the two best alone: classes may be ruled out by -1e9 or -inf
+        size = answer.scores.float().topk(2, dim=1).values.nan_to_num(neginf=0.0).abs().amax(1)
+        return self.oracle.target.rounding * torch.finfo(answer.scores.dtype).eps * size
 
     def _closeness(self, x: Batch, x0: Batch, lead: Tensor) -> Tensor:
         near = -self.threat.distance(x, x0)
@@ -391,7 +404,7 @@ class Engine:
         lead = advantage(answer, at.y, at.to)
         lead = torch.where(self.threat.contains(self.threat.settle(x, at.x0), at.x0), lead, -torch.inf)
         lead[torch.from_numpy(self._lost[slots.example[index]])] = -torch.inf
-        key = lead if self.threat.bounded else self._closeness(x, at.x0, lead)
+        key = lead if self.threat.bounded else self._closeness(x, at.x0, lead - 2 * self._noise(answer))
         better = np.flatnonzero((key > slots.key[torch.as_tensor(index, device=self.device)]).cpu().numpy())
         slots.best = _rows.put(slots.best, index[better], _rows.take(x, better))
         slots.key = _rows.put(slots.key, index[better], _rows.take(key, better))
@@ -420,11 +433,7 @@ class Engine:
         answer = self._look(x, example)
         pool.forward[example] += 1
         lead = advantage(answer, rows.p.y, rows.p.to)
-        tolerance: Tensor | float = 0.0
-        if answer.scores is not None:  # the two best alone: classes may be ruled out by -1e9 or -inf
-            size = answer.scores.float().topk(2, dim=1).values.nan_to_num(neginf=0.0).abs().amax(1)
-            tolerance = self.oracle.target.rounding * torch.finfo(answer.scores.dtype).eps * size
-        sure: np.ndarray = (legal & (lead > tolerance)).cpu().numpy() & ~self._lost[example]
+        sure: np.ndarray = (legal & (lead > self._noise(answer))).cpu().numpy() & ~self._lost[example]
         distance = self.threat.distance(x, rows.p.x0).cpu().double()
         nearer = ~(pool.distance[example] <= distance).numpy()  # a restart may have found a smaller change already
         good = np.flatnonzero(sure & nearer)

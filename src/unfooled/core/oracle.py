@@ -123,14 +123,44 @@ class Oracle:
                 value = value + torch.where(value.detach() > 0, held, 0.0)
             small = value.dtype != torch.float64 and scores.dtype in (torch.float16, torch.bfloat16)
             total = value.sum() * (1024.0 if small else 1.0)  # gradients of half precision underflow
-            grad = torch.autograd.grad(total, leaf, allow_unused=True)[0] if value.requires_grad else None
-        if grad is None:
-            raise TargetError(
-                "The target's scores do not depend on the input through autograd (no_grad, detach or NumPy in "
-                "forward?); attack it by its scores: access scores."
-            )
+            grad = _pulled(total, leaf)
         self.backward += rows * draws
         answer = self._answer(scores.detach(), rows)
         if straight and self.target.straight is not None and draws == 1:
             answer = replace(answer, guide=climbed.detach())
-        return answer, value.detach(), grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+        return answer, value.detach(), grad
+
+    def jacobian(self, x: Tensor, classes: Tensor | Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:
+        """Return the answer at x, the scores [b, c] of the classes and their gradients [b, c, ...].
+
+        `classes` int64 [b, c], or what picks them from the scores [b, k]. One forward and c backward per row. Scores
+        are float32 or wider, of a random target the mean of its draws; non-finite entries of the gradients are zero.
+        """
+        self.need(Access.GRADIENT)
+        rows, draws = len(x), self.target.draws
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            scores = self._drawn(lambda: self.target.scores(leaf))
+            self.forward += rows * draws
+            mean = self.target.split(scores)[0].view(rows, draws, -1).mean(1)
+            mean = mean if mean.dtype == torch.float64 else mean.float()
+            index = classes(mean.detach()) if callable(classes) else classes
+            z = mean.gather(1, index)
+            last = index.shape[1] - 1
+            size = 1024.0 if scores.dtype in (torch.float16, torch.bfloat16) else 1.0  # gradients of these underflow
+            grads = [_pulled(z[:, i].sum() * size, leaf, keep=i < last) / size for i in range(last + 1)]
+            self.backward += rows * draws * len(grads)
+        return self._answer(scores.detach(), rows), z.detach(), torch.stack(grads, 1)
+
+
+def _pulled(total: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
+    """Return the gradient of `total` at the leaf, non-finite entries zero; raises TargetError when there is none."""
+    grad = None
+    if total.requires_grad:
+        grad = torch.autograd.grad(total, leaf, allow_unused=True, retain_graph=keep)[0]
+    if grad is None:
+        raise TargetError(
+            "The target's scores do not depend on the input through autograd (no_grad, detach or NumPy in "
+            "forward?); attack it by its scores: access scores."
+        )
+    return grad.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)

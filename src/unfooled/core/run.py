@@ -62,6 +62,17 @@ class Run:
     interrupted: bool = False
     classes: int = 0
 
+    def curve(self, eps: Sequence[float] | Tensor) -> Tensor:
+        """Return the accuracy that is left at each eps [m], float64 [m]: right, and no smaller change was found.
+
+        One run without an eps gives the whole curve, in the norm of its threat; invalid rows are left out.
+        """
+        known = torch.tensor([s != Status.INVALID for s in self.status])
+        size = torch.where(self.success, self.distance.double(), torch.inf)
+        size[torch.tensor([s == Status.MISCLASSIFIED for s in self.status])] = -torch.inf
+        radii = torch.as_tensor(eps, dtype=torch.float64).view(-1, 1)
+        return (size[known] > radii).double().mean(1)
+
 
 def auto_width(x: Batch, device: torch.device) -> int:
     """Return how many slots suit inputs of this size on this device."""
@@ -96,7 +107,8 @@ def run(
     """Attack n examples and return one record per example.
 
     Args:
-        attacks: a recipe, its text, or a list: each next attack gets the rows that are left and their best points.
+        attacks: a recipe, its text, or a list: each next attack gets the rows that are left and their best points
+            (with no eps all rows, and the smallest change of any attack is kept).
         target: a Target, or a module that takes inputs in [0, 1].
         x: float [n, ...] within the target's bounds (or a list of n texts for a threat on texts).
         y: int64 [n], always the true labels.
@@ -248,7 +260,8 @@ def _attack(
     """Run one attack of the cascade and add its line to the table, also when it is interrupted."""
     pool, spent = engine.pool, engine.seconds
     forward, backward = engine.oracle.forward, engine.oracle.backward
-    todo = np.flatnonzero(pool.status == Status.SURVIVED)
+    left = pool.status == Status.SURVIVED  # where the smallest change is asked for, every attack may find a smaller one
+    todo = np.flatnonzero(left if engine.threat.bounded else left | (pool.status == Status.BROKEN))
     before = int((pool.status == Status.BROKEN).sum())
     todo = todo if only is None else only[pool.status[only] == Status.SURVIVED]
     reason = (

@@ -1,5 +1,6 @@
 """Threats: the set of inputs that the attacker may submit instead of x."""
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, replace
@@ -49,25 +50,32 @@ class Ball(Threat):
 
     `eps` is in the units of the input (inputs in [0, 1]: 8/255 is eight grey levels); 0 allows nothing and is legal;
     infinity asks attacks for the smallest change. `bounds` is filled in from the target. With `levels` (255 for 8-bit
-    images) only points whose values lie on that many even steps of the box may be submitted.
+    images) only points whose values lie on that many even steps of the box may be submitted; with a `mask`, bool of one
+    example's shape, only the values that it marks may change.
     """
 
     norm: Norm
     eps: float = math.inf
     bounds: Bounds = (0.0, 1.0)
     levels: int | None = field(default=None, repr=False)
+    mask: Tensor | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Refuse an eps that is no radius."""
+        """Refuse an eps that is no radius and a mask that is none."""
         if not self.eps >= 0:
             raise InputError(f"eps must be 0 or larger, not {self.eps}.")
+        if self.mask is not None and (not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool):
+            raise InputError("mask must be a bool tensor of one example's shape, True where values may change.")
 
     def __repr__(self) -> str:
-        """Return what users write, exactly: linf(0.1), linf(8/255)."""
+        """Return what users write, exactly: linf(0.1), linf(8/255); of a mask how much it leaves free, and its hash."""
         levels = round(self.eps * 255) if self.bounded else 0
-        if levels and levels / 255 == self.eps and levels % 255:
-            return f"{self.norm}({levels}/255)"
-        return f"{self.norm}({'' if math.isinf(self.eps) else repr(float(self.eps)).removesuffix('.0')})"
+        radius = "" if math.isinf(self.eps) else repr(float(self.eps)).removesuffix(".0")
+        parts = [f"{levels}/255" if levels and levels / 255 == self.eps and levels % 255 else radius]
+        if self.mask is not None:
+            digest = hashlib.sha256(self.mask.cpu().numpy().tobytes()).hexdigest()[:8]
+            parts.append(f"mask=<{int(self.mask.sum())} of {self.mask.numel()} values, {digest}>")
+        return f"{self.norm}({', '.join(p for p in parts if p)})"
 
     @property
     def bounded(self) -> bool:
@@ -82,6 +90,14 @@ class Ball(Threat):
         """Raise InputError when x is no tensor of finite numbers within the bounds."""
         if not isinstance(x, Tensor):
             raise InputError(f"{self!r} needs inputs that are tensors; these are {type(x).__name__}s.")
+        if self.mask is not None and self.mask.shape != x.shape[1:]:
+            raise InputError(
+                f"The mask has shape {tuple(self.mask.shape)} but one example {tuple(x.shape[1:])}; they must be equal."
+            )
+
+    def _held(self, z: Tensor, x: Tensor) -> Tensor:
+        """Return z with the values of x [b, ...] where the mask lets nothing change."""
+        return z if self.mask is None else torch.where(self.mask.to(z.device), z, x.to(z.dtype))
 
     def distance(self, x_adv: Batch, x: Batch) -> Tensor:
         """Return norm(x_adv - x) in float64, [b]."""
@@ -94,12 +110,16 @@ class Ball(Threat):
         lo, hi = self.bounds
         flat = x_adv.reshape(len(x_adv), -1)
         in_box = ((flat >= lo) & (flat <= hi)).all(1)  # NaN fails both comparisons
+        if self.mask is not None:
+            assert isinstance(x, Tensor)
+            in_box &= (self._held(x_adv, x) == x_adv).flatten(1).all(1)
         return in_box & (self.distance(x_adv, x) <= self.eps * (1 + 1e-6))
 
     def settle(self, x_adv: Batch, x: Batch) -> Batch:
         """Return x_adv projected in float64 and rounded to its dtype without leaving the ball, [b, ...]."""
         assert isinstance(x_adv, Tensor) and isinstance(x, Tensor)
-        exact, origin = self.norm.project(x_adv.double(), x.double(), self.eps, self.bounds), x.double()
+        origin = x.double()
+        exact = self.norm.project(self._held(x_adv.double(), origin), origin, self.eps, self.bounds)
         z = exact.to(x_adv.dtype)
         if self.levels:
             return self._on_levels(z, x)
@@ -110,7 +130,7 @@ class Ball(Threat):
 
     def project(self, x_adv: Tensor, x: Tensor, radius: Radius | None = None) -> Tensor:
         """Return the nearest point of ball and box together, [b, ...]; `radius` [b] replaces eps."""
-        z = self.norm.project(x_adv, x, self.eps if radius is None else radius, self.bounds)
+        z = self.norm.project(self._held(x_adv, x), x, self.eps if radius is None else radius, self.bounds)
         return self._on_levels(z, x) if self.levels else z
 
     def _on_levels(self, z: Tensor, x: Tensor) -> Tensor:
@@ -133,6 +153,7 @@ class Ball(Threat):
         if self.norm.name in ("l1", "l0"):
             lo, hi = self.bounds
             g = torch.where(((g > 0) & (x >= hi)) | ((g < 0) & (x <= lo)), 0.0, g)
+        g = self._held(g, torch.zeros_like(g))
         return self.norm.steepest(g)
 
     def sample(self, noise: Noise, step: Tensor | int, x: Tensor, radius: Radius | None = None) -> Tensor:
@@ -141,24 +162,24 @@ class Ball(Threat):
         return self.project(x + self.norm.sample(noise, step, x.shape[1:], r, x.dtype), x, radius)
 
 
-def linf(eps: float = math.inf) -> Ball:
-    """Every coordinate may change by at most eps."""
-    return Ball(NORMS["linf"], float(eps))
+def linf(eps: float = math.inf, *, mask: Tensor | None = None) -> Ball:
+    """Every coordinate may change by at most eps; `mask` bool [...] marks those that may change at all."""
+    return Ball(NORMS["linf"], float(eps), mask=mask)
 
 
-def l2(eps: float = math.inf) -> Ball:
-    """The Euclidean length of the change is at most eps."""
-    return Ball(NORMS["l2"], float(eps))
+def l2(eps: float = math.inf, *, mask: Tensor | None = None) -> Ball:
+    """The Euclidean length of the change is at most eps; `mask` bool [...] marks what may change at all."""
+    return Ball(NORMS["l2"], float(eps), mask=mask)
 
 
-def l1(eps: float = math.inf) -> Ball:
-    """The absolute changes add up to at most eps."""
-    return Ball(NORMS["l1"], float(eps))
+def l1(eps: float = math.inf, *, mask: Tensor | None = None) -> Ball:
+    """The absolute changes add up to at most eps; `mask` bool [...] marks what may change at all."""
+    return Ball(NORMS["l1"], float(eps), mask=mask)
 
 
-def l0(eps: float = math.inf) -> Ball:
-    """At most eps coordinates change."""
-    return Ball(NORMS["l0"], float(eps))
+def l0(eps: float = math.inf, *, mask: Tensor | None = None) -> Ball:
+    """At most eps coordinates change; `mask` bool [...] marks those that may change at all."""
+    return Ball(NORMS["l0"], float(eps), mask=mask)
 
 
 def parse_threat(text: str) -> Ball:
