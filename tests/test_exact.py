@@ -140,6 +140,8 @@ def test_no_recipe_goes_below_the_exact_radius(recipe: str) -> None:
     for norm in {"linf", "l1"} & set(RECIPES[recipe].norms):
         net, x, y, exact = radii(norm)
         settings = {"queries": 300} if recipe == "square" else {}
+        if "vectors" in RECIPES[recipe].make(**settings).unfit(x, uf.Ball(uf.norms.NORMS[norm], 0.1), 3):
+            pytest.skip("needs images, and these networks take vectors")
         for i in np.flatnonzero(np.isfinite(exact))[:5]:
             ball = uf.Ball(uf.norms.NORMS[norm], float(exact[i]) * 0.999)
             row = slice(i, i + 1)

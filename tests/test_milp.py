@@ -46,6 +46,10 @@ def made(recipe: str) -> Any:
     return make(**SETTINGS.get(recipe, few))
 
 
+def needs_images(recipe: str) -> bool:
+    return "vectors" in made(recipe).unfit(torch.rand(1, 16), uf.linf(0.1), 3)
+
+
 def groups(name: str) -> list[tuple[float, Tensor, Tensor]]:
     """(exact radius, points, labels) of each group."""
     case, edges = milp.solved()[name], GROUPS[name]
@@ -131,7 +135,7 @@ def test_the_file_is_json_with_a_seed_for_every_network() -> None:
 
 
 @NETS
-@pytest.mark.parametrize("recipe", [r.name for r in RECIPES.values() if "linf" in r.norms])
+@pytest.mark.parametrize("recipe", [r.name for r in RECIPES.values() if "linf" in r.norms and not needs_images(r.name)])
 def test_no_recipe_goes_below_the_exact_radius(recipe: str, name: str) -> None:
     assert not any(found(recipe, name, 0.999))
 

@@ -29,6 +29,7 @@ __all__ = [
     "__version__",
     "attacks",
     "doctor",
+    "ensemble",
     "evaluate",
     "l0",
     "l1",
@@ -43,13 +44,16 @@ __all__ = [
     "run",
     "stats",
     "targets",
+    "transfer_matrix",
 ]
 
 if TYPE_CHECKING:
     from unfooled import attacks, losses, norms, report, stats, targets
+    from unfooled.attacks.transfer import transfer_matrix
     from unfooled.core.access import Access
     from unfooled.core.data import Data, load_data
     from unfooled.core.engine import last_iterate
+    from unfooled.core.ensemble import ensemble
     from unfooled.core.goal import Targeted, Untargeted
     from unfooled.core.result import Evaluation, Status
     from unfooled.core.run import Run, run
@@ -60,9 +64,11 @@ if TYPE_CHECKING:
 
 _HOME = {
     "errors": ["AccessError", "InputError", "MissingExtra", "UnfooledError"],
+    "attacks.transfer": ["transfer_matrix"],
     "core.access": ["Access"],
     "core.data": ["Data", "load_data"],
     "core.engine": ["last_iterate"],
+    "core.ensemble": ["ensemble"],
     "core.goal": ["Targeted", "Untargeted"],
     "core.result": ["Evaluation", "Status"],
     "core.run": ["Run", "run"],

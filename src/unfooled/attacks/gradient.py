@@ -16,7 +16,6 @@ from .parts import (
     Constant,
     Cosine,
     Inertia,
-    Momentum,
     Plain,
     Plateau,
     Raw,
@@ -147,16 +146,6 @@ def pixel_gradient(steps: int = 100, step_size: float = 0.1, loss: str = "ce") -
 def bim(steps: int = 10, step_size: float = 0.25, loss: str = "ce") -> GradientAttack:
     """BIM (iterative FGSM): FGSM repeated from the clean input, step_size in units of eps."""
     return GradientAttack(length=steps, loss=loss, start=Start("clean"), rate=Constant(step_size), norms=("linf", "l2"))
-
-
-@recipe("Dong et al. 2018, arXiv 1710.06081", ("linf", "l2"))
-def mi_fgsm(steps: int = 10, step_size: float | None = None, decay: float = 1.0, loss: str = "ce") -> GradientAttack:
-    """MI-FGSM: iterative FGSM with momentum; step_size is 1 / steps by default."""
-    check_counts(steps=steps)
-    size = 1 / steps if step_size is None else step_size
-    return GradientAttack(
-        length=steps, loss=loss, start=Start("clean"), move=Momentum(decay), rate=Constant(size), norms=("linf", "l2")
-    )
 
 
 @recipe("Madry et al. 2018, arXiv 1706.06083", ("linf", "l2", "l1"))

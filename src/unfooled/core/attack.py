@@ -112,6 +112,10 @@ class Attack(ABC, Generic[S]):
         """Tries per example with so many classes; a row starts its next try when the last one is used up."""
         return 1
 
+    def through(self, surrogates: int) -> "Attack[S]":
+        """Return the attack as it runs where so many surrogates lend their gradients: itself, unless it uses them."""
+        return self
+
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Return the reason why the attack does not apply to such inputs under this threat, or ""."""
         return ""

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +35,8 @@ class Run:
     `distance` [n] NaN; `best` [n, ...] is what came nearest;
     `forward` and `backward` int64 [n] count the rows sent through the target for that example, the first look and the
     re-check included. `padding` and `overrun` rows ([forward, backward]) belong to nobody;
-    with them the counts equal what the target saw. `vanished` counts successes that the re-check refused.
+    with them the counts equal what the target saw. `lent` rows went through surrogates. `vanished` counts successes
+    that the re-check refused.
     """
 
     attacks: list[AttackRow]
@@ -61,6 +63,7 @@ class Run:
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
     classes: int = 0
+    lent: int = 0
 
     def curve(self, eps: Sequence[float] | Tensor) -> Tensor:
         """Return the accuracy that is left at each eps [m], float64 [m]: right, and no smaller change was found.
@@ -95,7 +98,7 @@ def run(
     batch_size: int | str = "auto",
     seed: int = 0,
     ids: Sequence[int] | np.ndarray | None = None,
-    surrogates: Sequence[Target] = (),
+    surrogates: Sequence[Target | Callable[..., Any]] = (),
     more: Sequence[Attack[Any]] = (),
     deadline: float | None = None,
     progress: Callable[[Progress], None] | None = None,
@@ -118,7 +121,7 @@ def run(
         batch_size: slots, or "auto".
         seed: of all noise; draws belong to the example, not to the batch.
         ids: stable ids int64 [n]; by default the hash of each example's float32 bytes.
-        surrogates: other targets that transfer attacks may use freely.
+        surrogates: other targets whose gradients transfer attacks climb; the target itself then answers labels alone.
         more: attacks tried on the sixteenth of the survivors that came nearest to being broken, and on the others
             only where they break one of those.
         deadline: `time.monotonic()` after which no new row is started; such rows end as not_run.
@@ -137,6 +140,9 @@ def run(
     recipes = [
         parse(a) if isinstance(a, str) else a for a in ([attacks] if isinstance(attacks, Attack | str) else attacks)
     ]
+    lenders = tuple(as_target(s) for s in surrogates)
+    recipes, more = ([a.through(len(lenders)) for a in part] for part in (recipes, more))
+    lent = sum(s.sent[0] for s in lenders)
     threat = threat.within(target.bounds)
     check_inputs(x, y, threat, target)
     oracle = Oracle(target, Access.GRADIENT if access is None else Access(access))
@@ -156,7 +162,9 @@ def run(
     goal = goal or Untargeted()
     asked = (goal, oracle.granted, queries, width, seed, names.tolist(), y.tolist())
     key = "" if journal is None else journal.phase(phase, threat, getattr(threat, "eps", None), *asked)
-    with torch.inference_mode(False), untouched(target):
+    with torch.inference_mode(False), ExitStack() as worlds:
+        for each in (target, *lenders):
+            worlds.enter_context(untouched(each))
         pool = Pool.of(x, y, names, target.work_dtype)
         engine = Engine(
             pool,
@@ -168,7 +176,7 @@ def run(
             queries,
             deadline,
             progress,
-            tuple(Oracle(s, Access.GRADIENT) for s in surrogates),
+            tuple(Oracle(s, Access.GRADIENT) for s in lenders),
             journal=journal,
             phase=phase,
             key=key,
@@ -215,6 +223,7 @@ def run(
         notes=engine.notes,
         interrupted=interrupted,
         classes=engine.classes,
+        lent=sum(s.sent[0] for s in lenders) - lent,
     )
 
 
