@@ -11,6 +11,10 @@ from .gradient import fgsm as fgsm
 from .gradient import pgd as pgd
 from .gradient import pgd_targeted as pgd_targeted
 from .gradient import pixel_gradient as pixel_gradient
+from .linear import deepfool as deepfool
+from .linear import fab as fab
+from .linear import fab_targeted as fab_targeted
+from .linear import superdeepfool as superdeepfool
 from .search import square as square
 from .suites import SUITES as SUITES
 from .suites import Suite as Suite

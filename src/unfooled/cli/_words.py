@@ -196,10 +196,18 @@ class Inputs:
         model = targets.resolve(
             self.target, weights=self.weights, mean=mean, std=std, classes=names, device=self.device
         )
-        model.reject = reject(self.reject)
+        if self.reject is not None:
+            model.reject = reject(self.reject)
         card = targets.ZOO.get(self.target)
         data = self.data or (card.data if card else DATA)
-        examples = load_data(data, limit=self.limit, data_dir=self.data_dir, resize=size(self.resize), classes=names)
+        examples = load_data(
+            data,
+            limit=self.limit,
+            data_dir=self.data_dir,
+            resize=size(self.resize),
+            classes=names,
+            bounds=model.bounds,
+        )
         must_take(model, examples.x)
         return Loaded(model, examples, ball or (linf(card.eps) if card else parse_threat(THREAT)), data)
 

@@ -192,9 +192,9 @@ def load_data(
 
     Args:
         spec: a name of `DATASETS`; the path of an `.npz` with `images` (uint8, or float within the bounds; NHW, NHWC or
-            NCHW, the last where both readings fit) and `labels`; the path of a folder of class folders of PNG, JPEG,
-            WebP or BMP files; a `Data`; a pair (x, y) of arrays or tensors; a torch Dataset; or any iterable of
-            batches (x, y), such as a DataLoader.
+            NCHW, the last where both readings fit; or vectors, floats [n, d]) and `labels`; the path of a folder of class
+            folders of PNG, JPEG, WebP or BMP files; a `Data`; a pair (x, y) of arrays or tensors; a torch Dataset; or
+            any iterable of batches (x, y), such as a DataLoader.
         split: which half of a named data set.
         limit: take the first `limit` examples. A folder is read class by class in the order of file names, so the
             first examples are spread evenly over its classes instead.
@@ -548,7 +548,9 @@ def _from_arrays(
 
 
 def _channels_first(images: np.ndarray, name: str) -> np.ndarray:
-    """Return [n, c, h, w] from NHW, NHWC or NCHW with 1 or 3 channels."""
+    """Return [n, c, h, w] from NHW, NHWC or NCHW with 1 or 3 channels; vectors of floats [n, d] stay as they are."""
+    if images.ndim == 2 and images.shape[1] and images.dtype.kind == "f":
+        return images
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[1] in (1, 3):
@@ -556,7 +558,8 @@ def _channels_first(images: np.ndarray, name: str) -> np.ndarray:
     if images.ndim == 4 and images.shape[3] in (1, 3):
         return images.transpose(0, 3, 1, 2)
     raise InputError(
-        f"{name}: images have shape {images.shape}; expected [n, h, w], [n, h, w, c] or [n, c, h, w], c = 1 or 3."
+        f"{name}: images have shape {images.shape}; expected [n, h, w], [n, h, w, c] or [n, c, h, w], c = 1 or 3, "
+        "or vectors of floats [n, d]."
     )
 
 

@@ -70,7 +70,8 @@ class Target:
         if not lo < hi:
             raise InputError(f"bounds must be (low, high) with low < high, not {tuple(bounds)}.")
         if not callable(module):
-            raise InputError(f"A target must be a torch module or a callable, not {type(module).__name__}.")
+            mend = "; unfooled.targets.sklearn makes one of it" if hasattr(module, "predict") else ""
+            raise InputError(f"A target must be a torch module or a callable, not {type(module).__name__}{mend}.")
         self.module = module
         self.sent = [0]  # rows that the module was given, by this target and all copies of it
         self.bounds = (lo, hi)
@@ -202,12 +203,14 @@ class Target:
 def pick(out: Any, rows: int, output: str | int | None = None) -> Tensor:
     """Return the tensor of scores in what a module returned: itself, or a part of a tuple, dict, object or dataclass.
 
-    Parts are looked for by name (logits, scores, ...), then as the only floating-point part with `rows` rows and one
-    or two axes. Raises TargetError when none or several would do, and names `output`.
+    NumPy arrays and lists of numbers are read too; no gradient comes back through them. Parts are looked for by name
+    (logits, scores, ...), then as the only floating-point part with `rows` rows and one or two axes. Raises TargetError
+    when none or several would do, and names `output`.
     """
+    out = _tensor(out)
     if isinstance(out, Tensor):
         return out
-    parts = _parts(out)
+    parts = {name: _tensor(part) for name, part in _parts(out).items()}
     if output is not None:
         found = parts.get(str(output))
         if isinstance(found, Tensor):
@@ -227,6 +230,16 @@ def pick(out: Any, rows: int, output: str | int | None = None) -> Tensor:
         return next(iter(wide.values()))
     what = f"a {type(out).__name__}" + (f" with the parts {', '.join(parts)}" if parts else "")
     raise TargetError(f"The target returns {what}, not a tensor of scores [n, classes]; name its part with output=.")
+
+
+def _tensor(out: Any) -> Any:
+    """Return an array or a list of numbers (of one or two axes) as a tensor, anything else as it is."""
+    if isinstance(out, list) and out and all(isinstance(v, list | tuple | int | float | np.number) for v in out):
+        try:
+            out = np.asarray(out)
+        except ValueError:  # rows of different lengths
+            return out
+    return torch.from_numpy(np.array(out)) if isinstance(out, np.ndarray) and out.dtype.kind in "fiub" else out
 
 
 def _parts(out: Any) -> dict[str, Any]:

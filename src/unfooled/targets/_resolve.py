@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfooled.core.access import Access
 from unfooled.core.data import read_classes
 from unfooled.core.target import Target
 from unfooled.errors import InputError, MissingExtra, nearest
+from unfooled.targets._sklearn import is_estimator, sklearn
 from unfooled.targets._weights import SUFFIXES, fit_weights, load_weights
 from unfooled.targets.zoo import ZOO
 
@@ -47,9 +47,9 @@ def resolve(
     """Return the target that `spec` names, in eval mode.
 
     Args:
-        spec: a name of the zoo; `path/to/file.py:name`, where `name` is a function that returns a module, or a module;
-            a timm name, also written `timm:name`; a module or callable; or a `Target`, which passes through when
-            nothing else is given.
+        spec: a name of the zoo; `path/to/file.py:name`, where `name` is a function that returns a module, a fitted
+            scikit-learn classifier or a `Target`, or is one of these; a timm name, also written `timm:name`; a module,
+            callable or classifier; or a `Target`, which passes through when nothing else is given.
         weights: a file of weights: .safetensors, or .pth, .pt, .th with tensors alone. Every key and shape must fit.
         mean, std: per-channel normalisation before the module, for inputs in [0, 1]; a timm name brings its own.
         classes: one name per class, or a file of them (one per line, or JSON).
@@ -61,17 +61,22 @@ def resolve(
         InputError: nothing by that name, no such file or function, weights that do not fit or are not finite.
         MissingExtra: a timm name is given and timm is not installed.
     """
-    access = spec.access if isinstance(spec, Target) else Access.GRADIENT
     names = read_classes(os.fspath(classes)) if isinstance(classes, (str, os.PathLike)) else classes
+    known: dict[str, Any] = {}
+    module: Any
+    if isinstance(spec, (str, os.PathLike)):
+        text = os.fspath(spec)
+        spec, known = _by_string(text, own_weights=weights is not None, allow_hub=allow_hub)
+    if is_estimator(spec):
+        spec = sklearn(spec)
     if isinstance(spec, Target):
         if (weights, mean, std, names, resize) == (None,) * 5:
             return _moved(spec, device)
         module = spec.module
         mean, std = _numbers(spec.mean) if mean is None else mean, _numbers(spec.std) if std is None else std
         names, name, bounds = names if names is not None else spec.classes, spec.name, spec.bounds
-    elif isinstance(spec, (str, os.PathLike)):
-        text, bounds = os.fspath(spec), (0.0, 1.0)
-        module, known = _by_string(text, own_weights=weights is not None, allow_hub=allow_hub)
+    elif known:
+        module, bounds = spec, (0.0, 1.0)
         mean = known.get("mean") if mean is None else mean
         std = known.get("std") if std is None else std
         names = known.get("classes") if names is None else names
@@ -89,7 +94,15 @@ def resolve(
         module = Resized(module, (resize, resize) if isinstance(resize, int) else resize)
     if isinstance(module, nn.Module):
         module.to(_device(device)).eval() if device is not None else module.eval()
-    return Target(module, bounds=bounds, mean=mean, std=std, name=name, classes=names, access=access)
+    made = Target(module, bounds=bounds, mean=mean, std=std, name=name, classes=names)
+    return _as(made, spec) if isinstance(spec, Target) else made
+
+
+def _as(made: Target, given: Target) -> Target:
+    """Return the target `made`, read and asked as `given` is."""
+    for own in ("access", "reject", "output", "kind", "labels", "batch", "draws", "rounding"):
+        setattr(made, own, getattr(given, own))
+    return made
 
 
 def _numbers(values: Tensor | None) -> list[float] | None:
@@ -99,15 +112,15 @@ def _numbers(values: Tensor | None) -> list[float] | None:
 def _moved(target: Target, device: torch.device | str | None) -> Target:
     if device is None or not isinstance(target.module, nn.Module) or _device(device) == target.device:
         return target
-    return Target(
+    moved = Target(
         target.module.to(_device(device)),
         bounds=target.bounds,
         mean=_numbers(target.mean),
         std=_numbers(target.std),
         name=target.name,
         classes=target.classes,
-        access=target.access,
     )
+    return _as(moved, target)
 
 
 def _device(device: torch.device | str) -> torch.device:
@@ -160,7 +173,7 @@ def _from_file(path: Path, attribute: str) -> Any:
             known = [n for n, v in vars(code).items() if callable(v) and not n.startswith("_")]
             raise InputError(f"{path.name} has no {attribute!r}.{nearest(attribute, known)}")
         made = getattr(code, attribute)
-        if not isinstance(made, nn.Module):
+        if not isinstance(made, (nn.Module, Target)):
             made = made() if callable(made) else made
     except InputError:
         raise
@@ -169,9 +182,9 @@ def _from_file(path: Path, attribute: str) -> Any:
         raise InputError(f"{path.name}:{attribute} raised {type(error).__name__}: {said.rstrip('.')}.") from error
     finally:
         sys.path.remove(folder)
-    if not isinstance(made, (nn.Module, Target)) and not callable(made):
+    if not isinstance(made, (nn.Module, Target)) and not is_estimator(made) and not callable(made):
         raise InputError(f"{path.name}:{attribute} gives a {type(made).__name__}, not a torch module.")
-    return made.module if isinstance(made, Target) else made
+    return made
 
 
 def _from_timm(name: str, *, own_weights: bool, allow_hub: bool | None) -> tuple[nn.Module, dict[str, Any]]:
