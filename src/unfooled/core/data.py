@@ -192,8 +192,8 @@ def load_data(
 
     Args:
         spec: a name of `DATASETS`; the path of an `.npz` with `images` (uint8, or float within the bounds; NHW, NHWC or
-            NCHW, the last where both readings fit; or vectors, floats [n, d]) and `labels`; the path of a folder of class
-            folders of PNG, JPEG, WebP or BMP files; a `Data`; a pair (x, y) of arrays or tensors; a torch Dataset; or
+            NCHW, the last where both readings fit; or vectors, floats [n, d]) and `labels`; the path of a folder of
+            class folders of PNG, JPEG, WebP or BMP files; a `Data`; a pair (x, y) of arrays or tensors; a Dataset; or
             any iterable of batches (x, y), such as a DataLoader.
         split: which half of a named data set.
         limit: take the first `limit` examples. A folder is read class by class in the order of file names, so the
