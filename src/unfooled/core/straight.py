@@ -12,20 +12,26 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-if TYPE_CHECKING:
-    from .target import Target
+from .target import Target, filled
 
-_STEPS = frozenset(
-    name + end for name in ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "frac", "bucketize",
-    "clamp", "clip", "clamp_min", "clamp_max", "hardtanh") for end in ("", "_")
-) | {"fake_quantize_per_tensor_affine", "quantize_per_tensor", "dequantize", "float", "to", "type", "half", "double",
-    "bfloat16", "_make_subclass", "from_numpy", "tensor", "as_tensor", "asarray"}  # fmt: skip
+
+def _both(*names: str) -> frozenset[str]:
+    """The functions of these names and their in-place versions."""
+    return frozenset(name + end for name in names for end in ("", "_"))
+
+
+_ROUNDING = _both("round", "floor", "ceil", "trunc", "fix", "sign", "sgn", "heaviside", "frac", "bucketize") | {
+    "fake_quantize_per_tensor_affine", "quantize_per_tensor", "dequantize",
+    "_make_subclass", "from_numpy", "tensor", "as_tensor", "asarray",
+}  # fmt: skip
+_LIMITS = _both("clamp", "clip", "clamp_min", "clamp_max", "hardtanh")
+_CASTS = frozenset({"float", "to", "type", "half", "double", "bfloat16"})
 _CUT = frozenset({"detach", "detach_", "stop_gradient"})
 _ALIKE = 0.9  # correlation from which a tensor counts as a copy of another one
 
@@ -101,12 +107,10 @@ class _Unmask(TorchFunctionMode):
             return out
         if not out.is_floating_point():
             return out
-        if source is not None and name in _STEPS and source.requires_grad and source.shape == out.shape:
-            if not name.startswith(("clamp", "clip", "hardtanh", "float", "to", "type", "half", "double", "bfloat16")):
+        if source is not None and source.requires_grad and source.shape == out.shape:
+            if name in _ROUNDING:
                 self.undone.add(name)
-            if out.requires_grad and name not in ("float", "to", "type", "half", "double", "bfloat16"):
-                out = _through(source, out, 1.0)
-            elif not out.requires_grad and source.is_floating_point():
+            if name in _ROUNDING or name in _LIMITS or (name in _CASTS and not out.requires_grad):
                 out = _through(source, out, 1.0)
         return self.note(self._joined(out, fresh=True))
 
@@ -213,7 +217,7 @@ class Trace:
     undone: set[str]
 
 
-def trace(target: "Target", x: Tensor, variant: Variant) -> Trace:
+def trace(target: Target, x: Tensor, variant: Variant) -> Trace:
     """Run the target on x [b, ...], which requires gradients, with everything undone that hides them."""
     mode = _Unmask(x, variant)
 
@@ -239,26 +243,21 @@ class Straight:
     variant: Variant
     place: int | None
     share: float
-    agree: float
 
-    def logits(self, target: "Target", x: Tensor) -> tuple[Tensor, Tensor]:
+    def logits(self, target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the target's scores [b, k] and what to climb [b, k'] at x [b, ...], which requires gradients."""
         size = target.batch or len(x)
         parts = [self._piece(target, x[at : at + size], size) for at in range(0, len(x), size)]
         return torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts])
 
-    def _piece(self, target: "Target", x: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        count = len(x)
-        if count < size:
-            x = torch.cat([x, x[:1].expand(size - count, *x.shape[1:])])
-        t = trace(target, x, self.variant)
-        known = self.place is not None and self.place < len(t.seen)
-        climbed = t.seen[self.place] if known and self.place is not None else t.scores
-        return t.scores[:count], climbed[:count]
+    def _piece(self, target: Target, x: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        t = trace(target, filled(x, size), self.variant)
+        climbed = t.scores if self.place is None or self.place >= len(t.seen) else t.seen[self.place]
+        return t.scores[: len(x)], climbed[: len(x)]
 
 
 def find(
-    target: "Target",
+    target: Target,
     x: Tensor,
     y: Tensor,
     points: Tensor,
@@ -283,7 +282,7 @@ def find(
 
 
 def _candidates(
-    target: "Target",
+    target: Target,
     x: Tensor,
     y: Tensor,
     points: Tensor,
@@ -300,8 +299,7 @@ def _candidates(
         flat = z.detach()
         if not flat.isfinite().all() or bool((flat.amax(1) == flat.amin(1)).any()):
             continue
-        agree = float((flat.argmax(1) == labels).float().mean())
-        if agree < 0.9:
+        if float((flat.argmax(1) == labels).float().mean()) < 0.9:
             continue
         value = margin(z[len(x) :], y)
         grad = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)[0]
@@ -309,7 +307,7 @@ def _candidates(
             continue
         grad = grad[len(x) :].nan_to_num(0.0, 0.0, 0.0)
         moved = step(points, grad).detach()
-        after = Straight(variant, place, 0.0, agree).logits(target, torch.cat([x, moved]).requires_grad_(True))[1]
+        after = Straight(variant, place, 0.0).logits(target, torch.cat([x, moved]).requires_grad_(True))[1]
         gain = margin(after[len(x) :].detach(), y) - value.detach()
         share = float((gain > 1e-6 * value.detach().abs().clamp(min=1e-30)).float().mean())
-        yield Straight(variant, place, share, agree)
+        yield Straight(variant, place, share)

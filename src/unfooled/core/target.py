@@ -123,10 +123,8 @@ class Target:
         parts: list[Tensor] = []
         for at in range(0, rows, self.batch):
             part = x[at : at + self.batch]
-            count = len(part)
-            if count < self.batch and isinstance(part, Tensor):
-                part = torch.cat([part, part[:1].expand(self.batch - count, *part.shape[1:])])
-            parts.append(self._read(self._call(part), self.batch)[:count])
+            whole = filled(part, self.batch) if isinstance(part, Tensor) else part
+            parts.append(self._read(self._call(whole), self.batch)[: len(part)])
         return torch.cat(parts)
 
     def prepared(self, x: Batch) -> Batch:
@@ -198,6 +196,21 @@ class Target:
         if len(values) not in (1, x.shape[1]):
             raise InputError(f"mean and std have {len(values)} values but the inputs {x.shape[1]} channels.")
         return values.to(x.dtype).view(-1, *([1] * (x.dim() - 2)))
+
+
+def filled(x: Tensor, size: int) -> Tensor:
+    """Return x [b, ...] as a batch of `size` rows: itself, cut, or its rows repeated in turn."""
+    return x if len(x) == size else x[torch.arange(size, device=x.device) % len(x)]
+
+
+def reseed(number: int, device: torch.device) -> None:
+    """Set the global random states of torch (CPU and `device`), NumPy and Python to those that `number` names."""
+    torch.default_generator.manual_seed(number % 2**63)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(number % 2**63)
+    np.random.seed(number % 2**32)
+    random.seed(number)
 
 
 def pick(out: Any, rows: int, output: str | int | None = None) -> Tensor:

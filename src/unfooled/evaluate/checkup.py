@@ -20,8 +20,8 @@ from .._noise import Noise, row_keys
 from ..core.goal import valid
 from ..core.memory import Snapshot
 from ..core.result import Consequence, Finding
-from ..core.straight import VARIANTS, find, trace
-from ..core.target import Target, untouched
+from ..core.straight import VARIANTS, Straight, find, trace
+from ..core.target import Target, filled, pick, reseed, untouched
 from ..core.threat import Ball
 from ..errors import TargetError
 
@@ -83,7 +83,7 @@ class _Exam:
     """One examination; its methods are the checks, in the order in which they can build on each other."""
 
     def __init__(self, up: Checkup, x: Tensor, y: Tensor, labels: Tensor, threat: Ball, seed: int) -> None:
-        self.up, self.x, self.y, self.labels, self.threat, self.seed = up, x, y, labels, threat, seed
+        self.up, self.x, self.y, self.labels, self.threat = up, x, y, labels, threat
         self.target = up.target
         self.backward = 0
         self.noise = Noise(torch.from_numpy(row_keys(seed, np.arange(len(x)), "doctor")).to(x.device))
@@ -91,6 +91,7 @@ class _Exam:
         self.span = hi - lo
         self.wild = lo + self.span * self.noise.uniform(0, x.shape[1:], 1, x.dtype)
         self.scale, self.hot = 1.0, 0.0
+        self.eps = threat.eps if threat.bounded and threat.eps > 0 else 0.05 * self.span
 
     def ball(self, step: int, share: float = 1.0) -> Tensor:
         """Random points of the ball, [b, ...], a little inside the box."""
@@ -103,14 +104,17 @@ class _Exam:
 
     def ask(self, x: Tensor, luck: int = 0) -> Tensor:
         """Return scores [b, k] with the global random states set to `luck`."""
-        torch.manual_seed(luck)
-        np.random.seed(luck)
-        import random
-
-        random.seed(luck)
+        reseed(luck, self.target.device)
         with torch.no_grad():
-            scores = self.target.scores(x)
-        return scores.detach()
+            return self.target.scores(x).detach()
+
+    def label(self) -> Tensor:
+        """Return the class that each probe gets, int64 [b]."""
+        return self.target.split(self.ask(self.x))[0].argmax(1)
+
+    def margin(self, points: Tensor, label: Tensor) -> Tensor:
+        """Return the margins of points [b, ...] over the labels [b], float64 [b]."""
+        return losses.margin(self.target.split(self.ask(points))[0], label).double()
 
     def run(self) -> None:
         """Run the checks."""
@@ -131,30 +135,33 @@ class _Exam:
         up, target = self.up, self.target
         size = self.sizes()
         with self.inside_forward():
-            given = target.prepared(self.x[:size] if size <= len(self.x) else _fill(self.x, size))
+            given = target.prepared(filled(self.x, size))
             before = given.clone() if isinstance(given, Tensor) else given
             out = target._call(given)
             if isinstance(before, Tensor) and isinstance(given, Tensor) and not torch.equal(before, given):
-                up.add("B4", "in-place input", "The target writes into its input (an in-place normalisation?); it is "
-                    "given a copy on every call.", "repaired")  # fmt: skip
+                up.add("B4", "in-place input",
+                    "The target writes into its input (an in-place normalisation?); it is given a copy on every call.",
+                    "repaired")  # fmt: skip
         if not isinstance(out, Tensor):
-            from ..core.target import pick
-
             part = pick(out, len(given), target.output)
-            up.add("C2", "adapted output", f"The target returns a {type(out).__name__}; its scores of shape "
-                f"{tuple(part.shape)} are used.", "repaired")  # fmt: skip
+            up.add("C2", "adapted output",
+                f"The target returns a {type(out).__name__}; its scores of shape {tuple(part.shape)} are used.",
+                "repaired")  # fmt: skip
             out = part
         rows = len(given)
         if not out.is_floating_point() and out.shape == (rows,):
             target.labels = max(int(self.labels.max()) + 1, int(out.max()) + 1, 2)
             up.blind = True
-            up.add("D1", "labels only", "The target returns nothing but the class's number: no gradient and no score "
-                "can guide an attack; those that need neither are used.", "escalated")  # fmt: skip
+            up.add("D1", "labels only",
+                "The target returns nothing but the class's number: no gradient and no score can guide an attack; "
+                "those that need neither are used.",
+                "escalated")  # fmt: skip
             return self.ask(self.x)
         if out.dtype in _HALF:
-            up.add("F1", "half precision", f"The target computes in {str(out.dtype).removeprefix('torch.')}: losses "
-                "are "
-                "computed in float32 and scaled, so that gradients do not vanish.", "repaired")  # fmt: skip
+            up.add("F1", "half precision",
+                f"The target computes in {str(out.dtype).removeprefix('torch.')}: losses are computed in float32 and "
+                "scaled, so that gradients do not vanish.",
+                "repaired")  # fmt: skip
         one = out.dim() == 1 or (out.dim() == 2 and out.shape[1] == 1)
         several = [out.float(), *(_read(target, self.padded(v)) for v in (self.wild, self.ball(1)))]
         if one:
@@ -173,13 +180,15 @@ class _Exam:
             up.add("C1", "probabilities", text, "repaired", hot)
         elif out.dim() == 2 and all(bool(((v >= 0) & (v <= 1)).all()) and bool((v.sum(1) > 0).all()) for v in several):
             target.kind = "sigmoids"
-            up.add("C1", "sigmoids", "Outputs lie between 0 and 1 and do not add up to 1: they are read as one "
-                "probability per class, and their log-odds are used.", "repaired")  # fmt: skip
+            up.add("C1", "sigmoids",
+                "Outputs lie between 0 and 1 and do not add up to 1: they are read as one probability per class, and "
+                "their log-odds are used.",
+                "repaired")  # fmt: skip
         return self.ask(self.x)
 
     def padded(self, x: Tensor) -> Tensor:
         """The probes as a batch of a size that is taken."""
-        return _fill(x, self.target.batch) if self.target.batch else x
+        return filled(x, self.target.batch) if self.target.batch else x
 
     def sizes(self) -> int:
         """Find out which batch sizes are taken; return one."""
@@ -188,7 +197,7 @@ class _Exam:
         def tries(n: int) -> bool:
             try:
                 with torch.no_grad():
-                    self.target._call(self.target.prepared(_fill(self.x, n)))
+                    self.target._call(self.target.prepared(filled(self.x, n)))
                 works[n] = None
             except Exception as error:
                 works[n] = error
@@ -215,8 +224,9 @@ class _Exam:
         only = (
             f"exactly {size}" if taken == [size] else f"not any number of ({', '.join(map(str, sorted(taken)))} work)"
         )
-        self.up.add("B8", "fixed batch", f"The target accepts {only} images at a time; batches of {size} are sent, the "
-            "last one padded.", "repaired", size)  # fmt: skip
+        self.up.add("B8", "fixed batch",
+            f"The target accepts {only} images at a time; batches of {size} are sent, the last one padded.",
+            "repaired", size)  # fmt: skip
         return size
 
     def leave_out(self) -> bool:
@@ -225,7 +235,7 @@ class _Exam:
         for i in range(len(self.x)):
             for n in (1, 8, 4, 16):
                 with contextlib.suppress(Exception), torch.no_grad():
-                    self.target._call(self.target.prepared(_fill(self.x[i : i + 1], n)))
+                    self.target._call(self.target.prepared(filled(self.x[i : i + 1], n)))
                     good.append(i)
                     break
         bad = len(self.x) - len(good)
@@ -233,8 +243,10 @@ class _Exam:
             return False
         self.x, self.y, self.wild = self.x[good], self.y[good], self.wild[good]
         self.noise = Noise(self.noise.keys[good])
-        self.up.add("F0", "raises on some inputs", f"The target raised on {bad} of {bad + len(good)} probes: such "
-            "examples are counted once as broken and once as robust.", "noted", bad)  # fmt: skip
+        self.up.add("F0", "raises on some inputs",
+            f"The target raised on {bad} of {bad + len(good)} probes: such examples are counted once as broken and "
+            "once as robust.",
+            "noted", bad)  # fmt: skip
         return True
 
     @contextlib.contextmanager
@@ -271,13 +283,16 @@ class _Exam:
             torch.autograd.backward = real[2]
             self.target.module = module
         if leaks:
-            self.up.add("B5", "leaks state", f"The target's forward changed {' and '.join(leaks)} and did not "
-                "change it "
-                "back; it is restored after every call.", "repaired")  # fmt: skip
+            self.up.add("B5", "leaks state",
+                f"The target's forward changed {' and '.join(leaks)} and did not change it back; it is restored after "
+                "every call.",
+                "repaired")  # fmt: skip
         if count[0]:
             self.up.masked = True
-            self.up.add("D7", "optimises inside forward", f"forward() computes gradients itself ({count[0]} calls): "
-                "test-time optimisation. Gradients go straight through it.", "escalated", count[0])  # fmt: skip
+            self.up.add("D7", "optimises inside forward",
+                f"forward() computes gradients itself ({count[0]} calls): test-time optimisation. Gradients go "
+                "straight through it.",
+                "escalated", count[0])  # fmt: skip
 
     # ---- is the answer a function of the input?
 
@@ -299,10 +314,10 @@ class _Exam:
         for what, way in ways.items():
             found = float((self.ask(way(self.x)).argmax(1).cpu() == self.y).float().mean())
             if found > max(0.5, 2.5 * right):
-                self.up.add("A1", "inputs on another scale", f"The target is right on {right:.0%} of the probes as "
-                    "given "
-                    f"and on {found:.0%} of them when they lie {what}: give its bounds or normalisation "
-                    "(bounds=, mean=, std=).", "withheld", found)  # fmt: skip
+                self.up.add("A1", "inputs on another scale",
+                    f"The target is right on {right:.0%} of the probes as given and on {found:.0%} of them when they "
+                    f"lie {what}: give its bounds or normalisation (bounds=, mean=, std=).",
+                    "withheld", found)  # fmt: skip
                 return
 
     def history(self, first: Tensor) -> bool:
@@ -325,9 +340,10 @@ class _Exam:
         state = torch.get_rng_state()
         other = self.ask(self.x, 1)
         if torch.equal(state, torch.get_rng_state()):
-            self.up.add("B5", "leaks state", "The target's forward seeds torch's global generator; its state is "
-                "restored "
-                "after the run, and the attacks' own noise does not come from there.", "repaired")  # fmt: skip
+            self.up.add("B5", "leaks state",
+                "The target's forward seeds torch's global generator; its state is restored after the run, and the "
+                "attacks' own noise does not come from there.",
+                "repaired")  # fmt: skip
         if self.differ(fresh, again):
             memory.restore()
             if self.differ(fresh, self.ask(self.x, 0)):
@@ -354,15 +370,17 @@ class _Exam:
     def differ(self, a: Tensor, b: Tensor) -> bool:
         """Whether two answers differ by more than rounding."""
         a, b = a.float().nan_to_num(0.0), b.float().nan_to_num(0.0)
-        size = 1e-5 * max(float(a.abs().amax()), 1e-30) + 1e-4 * self.scale * 0
-        return float((a - b).abs().amax()) > max(size, 1e-3 * self.scale)
+        rounding = 1e-5 * max(float(a.abs().amax()), 1e-30)
+        return float((a - b).abs().amax()) > max(rounding, 1e-3 * self.scale)
 
     def remembers(self, a: Tensor, b: Tensor) -> bool:
         assert self.up.memory is not None
         self.target.reset = self.up.memory.restore
         gap = float((a.float() - b.float()).abs().amax())
-        self.up.add("B6", "memory", f"Answers depend on what was asked before (scores differ by up to {gap:.2g}): the "
-            "target is put back into its first state before every call.", "repaired", gap)  # fmt: skip
+        self.up.add("B6", "memory",
+            f"Answers depend on what was asked before (scores differ by up to {gap:.2g}): the target is put back into "
+            "its first state before every call.",
+            "repaired", gap)  # fmt: skip
         return True
 
     def random(self, a: Tensor) -> bool:
@@ -371,9 +389,11 @@ class _Exam:
         labels = self.target.split(draws.flatten(0, 1))[0].argmax(1).view(DRAWS, -1)
         flips = float((labels != labels[0]).any(0).float().mean())
         self.target.draws = DRAWS
-        self.up.add("B2", "random answers", f"Outputs differ between identical calls (median s.d. {deviation:.2g}; the "
-            f"class of {flips:.0%} of the probes changes): gradients are means over {DRAWS} draws, and every example "
-            "counts by its share of 20 fresh draws.", "repaired", deviation)  # fmt: skip
+        self.up.add("B2", "random answers",
+            f"Outputs differ between identical calls (median s.d. {deviation:.2g}; the class of {flips:.0%} of the "
+            f"probes changes): gradients are means over {DRAWS} draws, and every example counts by its share of 20 "
+            "fresh draws.",
+            "repaired", deviation)  # fmt: skip
         return False
 
     def coupling(self, *, steady: bool) -> None:
@@ -403,8 +423,9 @@ class _Exam:
             alone = torch.cat([self.ask(v, 0) for v in self.x.split(1)])
         except Exception:
             self.target.batch = batch
-            self.up.add("B7", "coupled batch", f"{text}, and cannot classify one alone: its number depends on "
-                "the company.", "suspect", float(gap.amax()))  # fmt: skip
+            self.up.add("B7", "coupled batch",
+                f"{text}, and cannot classify one alone: its number depends on the company.",
+                "suspect", float(gap.amax()))  # fmt: skip
             return
         y = self.y.to(alone.device)
         in_batch, by_itself = (float((v.argmax(1) == y).float().mean()) for v in (a, alone))
@@ -413,8 +434,9 @@ class _Exam:
             text += f", and alone it is right on {by_itself:.0%} of the probes instead of {in_batch:.0%}: no number of "
             self.up.add("B7", "coupled batch", f"{text}it stands for one image.", "withheld", float(gap.amax()))
         else:
-            self.up.add("B7", "coupled batch", f"{text}: every image is classified alone.", "repaired",
-                float(gap.amax()))  # fmt: skip
+            self.up.add("B7", "coupled batch",
+                f"{text}: every image is classified alone.",
+                "repaired", float(gap.amax()))  # fmt: skip
 
     # ---- are the scores scores?
 
@@ -453,9 +475,10 @@ class _Exam:
             constant = float(spread[-1]) < 1e-3 * float(spread[:-1].mean())  # no class: it waits for its moment
             if float(fits) > 0.5 and (constant or (chosen > 0.04 and len(present) == k - 1)):
                 self.target.reject = "last"
-                up.add("C8", "may abstain", f"The target has one output more than the labels name ({chosen:.0%} of the "
-                    "probes get it): it is read as no answer. A success is wrong and answered.", "noted",
-                    chosen)  # fmt: skip
+                up.add("C8", "may abstain",
+                    f"The target has one output more than the labels name ({chosen:.0%} of the probes get it): it is "
+                    "read as no answer. A success is wrong and answered.",
+                    "noted", chosen)  # fmt: skip
         if isinstance(self.target.reject, float) or (self.target.reject == "last" and not up.has("C8")):
             up.add("C8", "may abstain", "The target may abstain: a success is wrong and answered.", "noted")
         if self.target.labels:
@@ -472,37 +495,39 @@ class _Exam:
         ):
             up.masked = True
             self.target.rounding = 0.5  # a unit in the last place is a difference here
-            up.add("C7", "offset logits", f"The scores share an offset so large that float32 keeps {digits:.2g} of "
-                "their "
-                f"gaps of about {gap:.2g}: attacks climb what it is added to.", "escalated", digits / gap)  # fmt: skip
+            up.add("C7", "offset logits",
+                f"The scores share an offset so large that float32 keeps {digits:.2g} of their gaps of about "
+                f"{gap:.2g}: attacks climb what it is added to.",
+                "escalated", digits / gap)  # fmt: skip
         elif gap > 104 or 0 < gap < 1e-4:
-            up.add("C7", "scale of the logits", f"The two best scores are about {gap:.2g} apart, where a plain "
-                "cross-entropy has no gradient; the losses used here keep theirs.", "noted", gap)  # fmt: skip
+            up.add("C7", "scale of the logits",
+                f"The two best scores are about {gap:.2g} apart, where a plain cross-entropy has no gradient; the "
+                "losses used here keep theirs.",
+                "noted", gap)  # fmt: skip
 
     def landscape(self) -> None:
         """Plateaus, steps and jumps of the margin around the probes."""
-        up, label = self.up, self.target.split(self.ask(self.x))[0].argmax(1)
-        draws = self.target.draws > 1
-        if draws or self.target.labels:
+        up, label = self.up, self.label()
+        if self.target.draws > 1 or self.target.labels:
             return
         points = [self.ball(10 + i) for i in range(6)]
-        margins = torch.stack([losses.margin(self.target.split(self.ask(p))[0], label).double() for p in points])
-        margins = margins.nan_to_num(posinf=0.0, neginf=0.0)
+        margins = torch.stack([self.margin(p, label) for p in points]).nan_to_num(posinf=0.0, neginf=0.0)
         scale = max(float(margins.abs().median()), 1e-30)
         flat = float((margins.std(0) <= 1e-6 * scale).float().mean())
         if flat > 0.3 and self.threat.eps > 0:
             up.masked = up.blind = True
-            up.add("D8", "flat scores", f"The margin is constant around {flat:.0%} of the probes: neither gradients "
-                "nor "
-                "scores can guide an attack; others were run.", "escalated", flat)  # fmt: skip
+            up.add("D8", "flat scores",
+                f"The margin is constant around {flat:.0%} of the probes: neither gradients nor scores can guide an "
+                "attack; others were run.",
+                "escalated", flat)  # fmt: skip
             return
         distinct = min(len(row.unique()) for row in margins.T)
         typical = float(np.median([len(row.unique()) for row in margins.T]))
         if typical <= 4 and self.threat.eps > 0:
             up.masked = up.blind = True
-            up.add("C6", "quantised scores", f"Around a probe the margin takes about {typical:.0f} (at least "
-                f"{distinct}) "
-                "values in 6 random points: scores are rounded. Ties count as wrong.",
+            up.add("C6", "quantised scores",
+                f"Around a probe the margin takes about {typical:.0f} (at least {distinct}) values in 6 random "
+                "points: scores are rounded. Ties count as wrong.",
                 "escalated", typical)  # fmt: skip
             return
         if self.target.dtype in _HALF or up.levels:
@@ -510,14 +535,15 @@ class _Exam:
         size = 1e-6 * self.span
         jitter = self.noise.signs(20, self.x.shape[1:], dtype=self.x.dtype) * size
         base = points[0]
-        jump = (losses.margin(self.target.split(self.ask(base + jitter))[0], label).double() - margins[0]).abs()
+        jump = (self.margin(base + jitter, label) - margins[0]).abs()
         relative = float((jump.nan_to_num() / margins.std(0).clamp(min=1e-30)).median())
         precise = float(self.ask(base).abs().nan_to_num(posinf=0.0, neginf=0.0).amax()) * 1e-6
-        reach = self.threat.eps if self.threat.norm.name == "linf" and self.threat.eps > 0 else 0.05 * self.span
+        reach = self.eps if self.threat.norm.name == "linf" else 0.05 * self.span
         if relative > max(1e-3, 20 * size / reach) and float(jump.median()) > 4 * precise:
             up.masked = True
-            up.add("D4", "shattered landscape", f"The margin jumps by {relative:.0%} of its spread under a change of "
-                "1e-6: gradients are averaged over neighbours and taken straight through.",
+            up.add("D4", "shattered landscape",
+                f"The margin jumps by {relative:.0%} of its spread under a change of 1e-6: gradients are averaged "
+                "over neighbours and taken straight through.",
                 "escalated", relative)  # fmt: skip
 
     # ---- are the gradients gradients?
@@ -527,35 +553,38 @@ class _Exam:
         up, points = self.up, self.ball(30)
         if self.target.labels:
             return
-        label = self.target.split(self.ask(self.x))[0].argmax(1)
+        label = self.label()
         got = self.gradient(points, label)
         if got is None:
             up.masked = True
             if self.hot == 1:
-                up.add("D1", "hard labels", "The answer is a hard label (one class has all, the others nothing) and no "
-                    "gradient reaches the input: attacks that need neither gradients nor scores were run.",
+                up.add("D1", "hard labels",
+                    "The answer is a hard label (one class has all, the others nothing) and no gradient reaches the "
+                    "input: attacks that need neither gradients nor scores were run.",
                     "escalated", 1.0)  # fmt: skip
-            up.add("D2", "no gradient", "The output does not depend on the input through autograd (no_grad, detach or "
-                "NumPy in forward?): attacks that need no gradient of its own were run.", "escalated")  # fmt: skip
+            up.add("D2", "no gradient",
+                "The output does not depend on the input through autograd (no_grad, detach or NumPy in forward?): "
+                "attacks that need no gradient of its own were run.",
+                "escalated")  # fmt: skip
             return
         margin, raw = got
         clean = self.gradient(self.x, label)  # where a black pixel may be a pole
         bad = max(float((~g.isfinite()).float().mean()) for g in (raw, raw if clean is None else clean[1]))
         if bad > 0:
             up.masked = True
-            up.add("D5", "NaN gradients", f"{bad:.0%} of the gradient's entries are NaN or infinite (a sqrt or "
-                "power at "
-                "0?); they are ignored, and gradients are taken straight through as well.",
+            up.add("D5", "NaN gradients",
+                f"{bad:.0%} of the gradient's entries are NaN or infinite (a sqrt or power at 0?); they are ignored, "
+                "and gradients are taken straight through as well.",
                 "escalated", bad)  # fmt: skip
         grad = raw.nan_to_num(0.0, 0.0, 0.0)
         length = grad.flatten(1).double().norm(dim=1)
         zero = float((length == 0).float().mean())
         if zero > 0.05:
             up.masked = True
-            up.add("D1", "zero gradients", f"No gradient reaches the input on {zero:.0%} of the probes (rounding, a "
-                "hard "
-                "label, saturation or a custom backward): gradients are taken straight through, and attacks that need "
-                "none were run.", "escalated", zero)  # fmt: skip
+            up.add("D1", "zero gradients",
+                f"No gradient reaches the input on {zero:.0%} of the probes (rounding, a hard label, saturation or a "
+                "custom backward): gradients are taken straight through, and attacks that need none were run.",
+                "escalated", zero)  # fmt: skip
             return
         if self.target.draws > 1 or up.masked or up.levels:
             return
@@ -565,18 +594,19 @@ class _Exam:
         alike = torch.nn.functional.cosine_similarity(grad.flatten(1).double(), other.flatten(1).double(), dim=1)
         if float(alike.median()) < 0.99:
             up.masked = True
-            up.add("D3", "noisy gradients", f"Two gradients at the same point have a cosine of "
-                f"{float(alike.median()):.2f}"
-                ": the gradient is not that of the loss.", "escalated", float(alike.median()))  # fmt: skip
+            up.add("D3", "noisy gradients",
+                f"Two gradients at the same point have a cosine of {float(alike.median()):.2f}: the gradient is not "
+                "that of the loss.",
+                "escalated", float(alike.median()))  # fmt: skip
             return
         if self.target.dtype in _HALF or up.has("F1"):  # differences of such scores say nothing
             return
         right = self.derivative(points, label, margin.double(), grad, length)
         if right < 0.5:
             up.masked = True
-            up.add("D3", "wrong gradients", f"A small step along the gradient changes the margin as the gradient "
-                "says on "
-                f"{right:.0%} of the probes: the reported gradient is not the gradient of the loss.",
+            up.add("D3", "wrong gradients",
+                f"A small step along the gradient changes the margin as the gradient says on {right:.0%} of the "
+                "probes: the reported gradient is not the gradient of the loss.",
                 "escalated", right)  # fmt: skip
 
     def gradient(self, points: Tensor, label: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -600,13 +630,9 @@ class _Exam:
         unit = grad / length.to(grad.dtype).clamp(min=torch.finfo(grad.dtype).tiny).view(-1, *([1] * (grad.dim() - 1)))
         reach = float(self.threat.norm.size(unit.double()).median())
         fits = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-        eps = self.threat.eps if self.threat.bounded and self.threat.eps > 0 else 0.05 * self.span
         for share in (0.25, 0.05, 0.01):
-            h = share * eps / max(reach, 1e-30)
-            up_, down = (
-                losses.margin(self.target.split(self.ask(points + sign * h * unit))[0], label).double()
-                for sign in (1, -1)
-            )
+            h = share * self.eps / max(reach, 1e-30)
+            up_, down = (self.margin(points + sign * h * unit, label) for sign in (1, -1))
             central, forward = (up_ - down) / (2 * h), (up_ - margin) / h
             for slope in (central, forward):
                 fits |= (slope / length - 1).abs() < 0.35
@@ -619,44 +645,32 @@ class _Exam:
         target = self.target
         if target.access < 3:
             return
-        with torch.no_grad():
-            label = target.split(self.ask(self.x))[0].argmax(1)
-        eps = self.threat.eps if self.threat.bounded and self.threat.eps > 0 else 0.05 * self.span
-
-        def step(points: Tensor, grad: Tensor) -> Tensor:
-            way = self.threat.norm.steepest(grad)
-            return points + 0.25 * eps * way
-
-        points = self.ball(40)
-        if target.batch:
-            size = target.batch
-            rows = max(size // 2, 1)
-            found = (
-                None
-                if size == 1
-                else find(target, self.x[:rows], label[:rows], points[: size - rows], step, losses.margin)
-            )
-            if size == 1 or found is None:
-                found = self.alone(label, points, step)
-        else:
-            found = find(target, self.x, label, points, step, losses.margin)
+        label, points = self.label(), self.ball(40)
+        rows = len(self.x) if target.batch is None else target.batch // 2  # clean inputs and points share a batch
+        found = self.way(target, label, points, rows) if rows else None
+        if found is None and target.batch:  # it must be asked in this way, and may still take several for its gradient
+            free = copy.copy(target)
+            free.batch = None
+            with contextlib.suppress(Exception):
+                found = self.way(free, label, points, len(self.x))
         target.straight = found
         with contextlib.suppress(Exception):
             leaf = self.x[: target.batch or len(self.x)].clone().requires_grad_(True)
             self.up.undone = frozenset(trace(target, leaf, VARIANTS[0]).undone)
         if found is not None:
             what = f" ({', '.join(sorted(self.up.undone))})" if self.up.undone else ""
-            self.up.add("BPDA", "gradients taken straight through", "A gradient was found straight through what "
-                "hides it"
-                f"{what}: a step along it helps on {found.share:.0%} of the probes.", "noted", found.share)  # fmt: skip
+            self.up.add("BPDA", "gradients taken straight through",
+                f"A gradient was found straight through what hides it{what}: a step along it helps on "
+                f"{found.share:.0%} of the probes.",
+                "noted", found.share)  # fmt: skip
 
-    def alone(self, label: Tensor, points: Tensor, step: Callable[[Tensor, Tensor], Tensor]) -> Any:
-        """`find` for a target that must see one image at a time: a copy that may see several, where it takes them."""
-        free = copy.copy(self.target)
-        free.batch = None
-        with contextlib.suppress(Exception):
-            return find(free, self.x, label, points, step, losses.margin)
-        return None
+    def way(self, target: Target, label: Tensor, points: Tensor, rows: int) -> Straight | None:
+        """Return what `find` finds from the first probes, by steps of a quarter of eps."""
+
+        def step(points: Tensor, grad: Tensor) -> Tensor:
+            return points + 0.25 * self.eps * self.threat.norm.steepest(grad)
+
+        return find(target, self.x[:rows], label[:rows], points[:rows], step, losses.margin)
 
 
 def _modes(up: Checkup, target: Target) -> None:
@@ -669,18 +683,12 @@ def _modes(up: Checkup, target: Target) -> None:
             kinds[type(m).__name__] = kinds.get(type(m).__name__, 0) + 1
     if kinds:
         listed = ", ".join(f"{v} {k}" for k, v in kinds.items())
-        up.add("B1", "training mode", f"The target was in training mode ({listed}): it is evaluated in eval mode, your "
-            "flags are restored.", "repaired")  # fmt: skip
-
-
-def _fill(x: Tensor, size: int) -> Tensor:
-    """Rows of x repeated or cut to `size`."""
-    return x[torch.arange(size, device=x.device) % len(x)]
+        up.add("B1", "training mode",
+            f"The target was in training mode ({listed}): it is evaluated in eval mode, your flags are restored.",
+            "repaired")  # fmt: skip
 
 
 def _read(target: Target, x: Tensor) -> Tensor:
-    from ..core.target import pick
-
     with torch.no_grad():
         return pick(target._call(target.prepared(x)), len(x), target.output).float()
 

@@ -1,7 +1,8 @@
 """The verdict: whether the number can be trusted, from what the doctor found and what the run itself shows."""
 
-import random
-from dataclasses import dataclass, field
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from ..attacks.gradient import apgd
 from ..attacks.search import square
 from ..core.access import Access
 from ..core.attack import Attack
-from ..core.oracle import Oracle
+from ..core.goal import advantage
+from ..core.oracle import Answer, Oracle
 from ..core.result import AttackRow, Finding, Status
 from ..core.run import Run, run
-from ..core.target import Target, untouched
+from ..core.target import Target, reseed, untouched
 from ..core.threat import Ball
 from .checkup import Checkup
 from .escalate import family, with_sense
@@ -28,6 +30,9 @@ PILOT = 32
 
 DRAWS = 20
 """Fresh draws of a random target by which an example counts."""
+
+Again = Callable[[np.ndarray, Sequence[Attack[Any]], Ball, int], Run]
+"""Attacks some of the examples once more: their places, the attacks, the threat, the slots."""
 
 
 @dataclass
@@ -67,9 +72,7 @@ def control(
     broken = torch.tensor([s is Status.BROKEN for s in whole.status])
     counted = torch.tensor([s not in (Status.INVALID, Status.FAILED) for s in whole.status])
     with torch.inference_mode(False), untouched(target):
-        torch.manual_seed(seed % 2**63)  # the caller's states come back when this ends
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
+        reseed(seed, target.device)  # the caller's states come back when this ends
         door = Oracle(target, Access.SCORES)
         at = torch.from_numpy(np.unique(np.linspace(0, n - 1, min(n, 512)).astype(np.int64)))
         at = at[counted[at]]
@@ -79,39 +82,44 @@ def control(
             moved = int((label != whole.label_clean[at]).sum())
             if moved > max(1, 0.005 * len(at)):
                 out.drifted = True
-                out.findings.append(Finding("B6", "the target changed during the run", f"Clean accuracy was "
-                    f"{start:.1%} "
-                    f"at the start and {end:.1%} at the end ({moved} of {len(at)} answers changed): the target changed "
-                    "during the run.", "withheld", end - start))  # fmt: skip
+                out.findings.append(Finding("B6", "the target changed during the run",
+                    f"Clean accuracy was {start:.1%} at the start and {end:.1%} at the end ({moved} of {len(at)} "
+                    "answers changed): the target changed during the run.",
+                    "withheld", end - start))  # fmt: skip
             everything = torch.cat([whole.label_clean[counted], label])
             if not bool((everything != everything[0]).any()) and len(y) > 1:
                 _constant(out, up, door, x, ball, int(everything[0]), width)
         worst = torch.where(broken.view(-1, *([1] * (x.dim() - 1))), whole.x_adv.cpu(), whole.best.cpu())
         rows = (broken & counted).nonzero()[:, 0]
+        out.on_grid = torch.zeros(n, dtype=torch.bool)
         if len(rows):
-            eight = Ball(ball.norm, ball.eps, ball.bounds, 255)
+            eight = replace(ball, levels=255)
             rounded = eight.project(whole.x_adv.cpu()[rows], x.cpu()[rows])
             inside = eight.contains(rounded, x.cpu()[rows])
             wrong = _wrong(door, rounded, y[rows], width) & inside
-            out.on_grid = torch.zeros(n, dtype=torch.bool)
             out.on_grid[rows] = wrong
             lost = int((~wrong).sum())
             if lost > 0.05 * int(counted.sum()) and lost > 1 and target.draws == 1:
                 share = (sum(s is Status.SURVIVED for s in whole.status) + lost) / max(1, int(counted.sum()))
-                out.findings.append(Finding("A3", "between pixel values", f"{lost} of {len(rows)} adversarial examples "
-                    f"exist only between pixel values: after 8-bit rounding {share:.1%} stay right.", "noted",
-                    share))  # fmt: skip
-        else:
-            out.on_grid = torch.zeros(n, dtype=torch.bool)
+                out.findings.append(Finding("A3", "between pixel values",
+                    f"{lost} of {len(rows)} adversarial examples exist only between pixel values: after 8-bit "
+                    f"rounding {share:.1%} stay right.",
+                    "noted", share))  # fmt: skip
         if target.reject is not None:
             out.rejected_clean = ~_accepted(door, x, width)
             out.rejected_adv = ~_accepted(door, worst, width) & ~broken
         if target.draws > 1:
             out.survival = _survival(target, worst, y, width)
+
+    def again(at: np.ndarray, attacks: Sequence[Attack[Any]], threat: Ball, width: int) -> Run:
+        found = run(attacks, target, x[at], y[at], threat, seed=seed, batch_size=width, deadline=deadline)
+        out.backward += int(found.backward.sum() + found.padding[1] + found.overrun[1])
+        return found
+
     if gradient and not whole.interrupted:
-        _unlimited(out, up, x, whole, ball, seed, deadline)
+        _unlimited(out, up, x, whole, ball, again)
         if pilot and not up.masked and not up.blind:
-            _pilot(out, up, x, whole, ball, seed, deadline)
+            _pilot(out, up, x, whole, ball, again)
     return out
 
 
@@ -131,60 +139,59 @@ def _constant(out: Controls, up: Checkup, door: Oracle, x: Tensor, ball: Ball, l
     noise = lo + (hi - lo) * torch.rand(min(64, max(len(x), 8)), *x.shape[1:], dtype=x.dtype)
     wild = torch.cat([noise, torch.full_like(noise[:1], lo), torch.full_like(noise[:1], hi), lo + hi - x[:16].cpu()])
     if bool((_labels(door, wild, width) == label).all()):
-        out.findings.append(Finding("C9", "predictions never change", f"Neither images, noise nor inverted images get "
-            f"another answer than class {label}: the evaluation does not reach the target. No claim is made.",
+        out.findings.append(Finding("C9", "predictions never change",
+            f"Neither images, noise nor inverted images get another answer than class {label}: the evaluation does "
+            "not reach the target. No claim is made.",
             "withheld"))  # fmt: skip
 
 
-def _unlimited(
-    out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, seed: int, deadline: float | None
-) -> None:
+def _unlimited(out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, again: Again) -> None:
     """With the whole range allowed, gradient attacks must break everything (arXiv 1902.06705, section 4.3)."""
-    standing = np.flatnonzero([s is Status.SURVIVED for s in whole.status])
-    if not len(standing):
+    sense = "straight" if up.target.straight is not None else "exact"
+    standing = _standing(whole)
+    if not len(standing) or (up.masked and sense == "exact"):
         return
     at = standing[np.unique(np.linspace(0, len(standing) - 1, min(CONTROL, len(standing))).astype(np.int64))]
-    lo, hi = ball.bounds
-    range_ = (hi - lo) * (
-        1.0 if ball.norm.name == "linf" else max(1, x[0].numel()) ** (0.5 if ball.norm.name == "l2" else 1)
-    )
-    sense = "straight" if up.target.straight is not None else "exact"
     attacks = [apgd(steps=25, loss="margin"), apgd(steps=25), apgd(steps=25, loss="margin", restarts=2)]
     chosen = attacks if sense == "exact" else [with_sense(a, sense) for a in attacks]
-    free = Ball(ball.norm, range_, ball.bounds, ball.levels)
-    if up.masked and sense == "exact":
-        return
-    found = run(chosen, up.target, x[at], whole.y[at], free, seed=seed, batch_size=CONTROL, deadline=deadline)
-    out.backward += int(found.backward.sum() + found.padding[1] + found.overrun[1])
+    lo, hi = ball.bounds
+    values = max(1, x[0].numel())
+    free = replace(ball, eps=(hi - lo) * {"linf": 1.0, "l2": values**0.5}.get(ball.norm.name, values))
+    found = again(at, chosen, free, CONTROL)
     left = sum(s is Status.SURVIVED for s in found.status)
     if left > 0.1 * len(at):
-        out.findings.append(Finding("C9", "unlimited attacks fail", f"With the whole input range allowed {left} of "
-            f"{len(at)} examples are still not broken by gradient attacks: they do not reach the target.", "suspect",
-            left / len(at)))  # fmt: skip
+        out.findings.append(Finding("C9", "unlimited attacks fail",
+            f"With the whole input range allowed {left} of {len(at)} examples are still not broken by gradient "
+            "attacks: they do not reach the target.",
+            "suspect", left / len(at)))  # fmt: skip
 
 
-def _pilot(out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, seed: int, deadline: float | None) -> None:
+def _pilot(out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, again: Again) -> None:
     """More steps and restarts, then attacks without gradients, on the survivors of smallest margin."""
-    standing = np.flatnonzero([s is Status.SURVIVED for s in whole.status])
+    standing = _standing(whole)
     at = standing[np.argsort(whole.margin[standing].numpy(), kind="stable")[:PILOT]]
-    if not len(at):
-        return
-    n = len(whole.status)
     more: list[Attack[Any]] = [apgd(steps=50, loss="margin", restarts=2), apgd(steps=50), square(queries=300)]
     more = [a for a in more if not a.unfit(x, ball, whole.classes)]
-    if not more:
+    if not len(at) or not more:
         return
-    draws = up.target.draws
-    chosen = more[:2] if draws > 1 else more
-    found = run(chosen, up.target, x[at], whole.y[at], ball, seed=seed, batch_size=PILOT, deadline=deadline)
-    out.backward += int(found.backward.sum() + found.padding[1] + found.overrun[1])
+    n = len(whole.status)
+    chosen = more[:2] if up.target.draws > 1 else more
+    found = again(at, chosen, ball, PILOT)
     gained = {f: sum(r.broken for r in found.attacks if family(r.name) == f) for f in ("gradient", "score")}
     if gained["score"] > max(1, 0.01 * n):
-        out.findings.append(Finding("E7", "gradients are masked", f"Square broke {gained['score']} of {len(at)} pilot "
-            "examples that gradients could not: gradients are masked.", "suspect", gained["score"] / n))  # fmt: skip
+        out.findings.append(Finding("E7", "gradients are masked",
+            f"Square broke {gained['score']} of {len(at)} pilot examples that gradients could not: gradients are "
+            "masked.",
+            "suspect", gained["score"] / n))  # fmt: skip
     if gained["gradient"] > max(1, 0.01 * n):
-        out.findings.append(Finding("E1", "not converged", f"More steps and restarts broke {gained['gradient']} of "
-            f"{len(at)} pilot examples that the suite could not.", "suspect", gained["gradient"] / n))  # fmt: skip
+        out.findings.append(Finding("E1", "not converged",
+            f"More steps and restarts broke {gained['gradient']} of {len(at)} pilot examples that the suite could not.",
+            "suspect", gained["gradient"] / n))  # fmt: skip
+
+
+def _standing(whole: Run) -> np.ndarray:
+    """The examples that survived, int64 [m]."""
+    return np.flatnonzero([s is Status.SURVIVED for s in whole.status])
 
 
 def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) -> list[Finding]:
@@ -198,23 +205,25 @@ def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) 
         return out
     gradient = [r for r in ran if family(r.name) == "gradient"]
     if not gradient and any(r.skipped for r in rows):
-        out.append(Finding("E5", "no gradient attack ran", "No gradient attack of the suite was allowed or applied: "
-            "the "
-            "number covers the others only.", "suspect"))  # fmt: skip
+        out.append(Finding("E5", "no gradient attack ran",
+            "No gradient attack of the suite was allowed or applied: the number covers the others only.",
+            "suspect"))  # fmt: skip
     other = [r for r in ran if family(r.name) != "gradient"]
     alone = sum(r.broken for r in other)
     if gradient and alone > max(1, 0.01 * n):
         names = ", ".join(dict.fromkeys(r.name.partition("(")[0] for r in other if r.broken))
-        out.append(Finding("E7", "gradients are masked", f"{names} broke {alone} of {n} examples that gradients could "
-            "not: gradients are masked.", "suspect", alone / n))  # fmt: skip
+        out.append(Finding("E7", "gradients are masked",
+            f"{names} broke {alone} of {n} examples that gradients could not: gradients are masked.",
+            "suspect", alone / n))  # fmt: skip
     gained = sum(r.broken for r in rows[first:] if not r.skipped and family(r.name) == "gradient")
     if gradient and not alone and gained > max(1, 0.01 * n):
-        out.append(Finding("E1", "not converged", f"More steps and restarts broke {gained} of {n} examples that the "
-            "suite "
-            "could not.", "suspect", gained / n))  # fmt: skip
+        out.append(Finding("E1", "not converged",
+            f"More steps and restarts broke {gained} of {n} examples that the suite could not.",
+            "suspect", gained / n))  # fmt: skip
     if whole.vanished > max(2, 0.02 * n) and up.target.draws == 1:
-        out.append(Finding("E4", "successes vanish", f"{whole.vanished} successes were gone when they were asked for "
-            "again: they are not counted.", "suspect", whole.vanished / n))  # fmt: skip
+        out.append(Finding("E4", "successes vanish",
+            f"{whole.vanished} successes were gone when they were asked for again: they are not counted.",
+            "suspect", whole.vanished / n))  # fmt: skip
     return out
 
 
@@ -227,33 +236,35 @@ def verdict(findings: list[Finding], reasons: list[str]) -> tuple[str, list[str]
     return ("suspect", list(dict.fromkeys(suspect))) if suspect else ("trusted", [])
 
 
+def _each(door: Oracle, x: Tensor, width: int, read: Callable[[Answer, slice], Tensor]) -> Tensor:
+    """Return what `read` takes from the answers at x [m, ...], rows at a time, [m]."""
+    parts = [slice(at, at + width) for at in range(0, len(x), width)]
+    asked = (x[part].to(door.target.device, door.target.work_dtype) for part in parts)
+    return torch.cat([read(door.look(v), part).cpu() for v, part in zip(asked, parts, strict=True)])
+
+
 def _labels(door: Oracle, x: Tensor, width: int) -> Tensor:
-    return torch.cat([door.look(_at(door.target, part)).label.cpu() for part in x.split(width)])
+    """Return the classes that x [m, ...] get, int64 [m]."""
+    return _each(door, x, width, lambda answer, _: answer.label)
 
 
 def _wrong(door: Oracle, x: Tensor, y: Tensor, width: int) -> Tensor:
     """Which of x [m, ...] are misclassified, accepted and answered by numbers, bool [m]."""
-    from ..core.goal import advantage
-
-    parts = []
-    for at in range(0, len(x), width):
-        answer = door.look(_at(door.target, x[at : at + width]))
-        parts.append((advantage(answer, y[at : at + width].to(door.target.device), None) > 0).cpu())
-    return torch.cat(parts)
+    y = y.to(door.target.device)
+    return _each(door, x, width, lambda answer, rows: advantage(answer, y[rows], None) > 0)
 
 
 def _accepted(door: Oracle, x: Tensor, width: int) -> Tensor:
-    parts = []
-    for part in x.split(width):
-        accepted = door.look(_at(door.target, part)).accepted
-        parts.append(torch.ones(len(part), dtype=torch.bool) if accepted is None else accepted.cpu())
-    return torch.cat(parts)
+    """Which of x [m, ...] are answered at all, bool [m]."""
+
+    def read(answer: Answer, _: slice) -> Tensor:
+        return torch.ones_like(answer.label, dtype=torch.bool) if answer.accepted is None else answer.accepted
+
+    return _each(door, x, width, read)
 
 
 def _survival(target: Target, x: Tensor, y: Tensor, width: int) -> Tensor:
     """Return the share of fresh draws on which each example is not fooled, [n]."""
-    import copy
-
     single = copy.copy(target)
     single.draws = 1
     door = Oracle(single, Access.SCORES)
@@ -261,7 +272,3 @@ def _survival(target: Target, x: Tensor, y: Tensor, width: int) -> Tensor:
     for _ in range(DRAWS):
         fooled += _wrong(door, x, y, width).float()
     return (1 - fooled / DRAWS).double()
-
-
-def _at(target: Target, x: Tensor) -> Tensor:
-    return x.to(target.device, target.work_dtype)
