@@ -5,6 +5,7 @@ UnfooledError
 ├── AccessError     an attack asks the target for more than was granted
 ├── TargetError     the target's answer is not one that can be evaluated
 ├── StorageError    the disk takes no more                                     (exit code 1)
+├── Unavailable     the target answers no more: its budget is spent, or it cannot be reached
 └── MissingExtra    an optional package is not installed
 """
 
@@ -35,6 +36,10 @@ class TargetError(UnfooledError, ValueError):
 
 class StorageError(UnfooledError):
     """A file of the run could not be written (disk full, quota); what was finished before is kept."""
+
+
+class Unavailable(UnfooledError):
+    """The target answers no more: its budget of queries is spent, or it cannot be reached; what was found is kept."""
 
 
 class MissingExtra(UnfooledError, ImportError):

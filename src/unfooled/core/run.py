@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .._noise import example_ids
 from .._rows import Batch
-from ..errors import InputError
+from ..errors import InputError, Unavailable
 from .access import Access
 from .attack import RECIPES, Attack, parse
 from .engine import Engine
@@ -126,7 +126,8 @@ def run(
             only where they break one of those.
         deadline: `time.monotonic()` after which no new row is started; such rows end as not_run.
         progress: called with a Progress about ten times a second.
-        salvage: Ctrl-C returns what was found so far, `interrupted`, instead of raising.
+        salvage: Ctrl-C returns what was found so far, `interrupted`, instead of raising; a target that answers no more
+            (Unavailable: its budget is spent) always ends a run like that.
         relabel: called once with the clean scores [n, k] and y; returns the labels to go by, or raises.
         journal: where finished chunks are written, and read instead of computed when a run is resumed.
         phase: what this run is called there; runs of the same attacks that differ in their target need their own.
@@ -187,11 +188,13 @@ def run(
                 _attack(engine, attack, rows, alone=len(recipes) == 1)
             if more:
                 _more(engine, more, rows)
-        except KeyboardInterrupt:
-            if not salvage or bool((pool.label_clean < 0).all()):  # nothing is known yet
+        except (KeyboardInterrupt, Unavailable) as end:
+            gone = isinstance(end, Unavailable)
+            if not (salvage or gone) or bool((pool.label_clean < 0).all()):  # nothing is known yet
                 raise
             interrupted = True
             pool.unrun[:] = True
+            engine.notes += [str(end)] if gone else []
     left = pool.status == Status.SURVIVED
     pool.status[left & pool.unrun] = Status.NOT_RUN
     if recipes and rows and all(r.skipped for r in rows):
