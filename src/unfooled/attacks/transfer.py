@@ -5,6 +5,7 @@ attacks on the target. What the members see instead of x (other scales, other si
 neighbours) makes their gradient one that other targets share.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from .._rows import Batch
+from .._rows import Batch, column
 from ..core.access import Access
 from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.ensemble import COMBINE, ensemble
@@ -146,20 +147,30 @@ class Transfer(Attack[TransferState]):
 
     def _gradient(self, p: Problem, s: TransferState, x: Tensor, point: int) -> tuple[Answer, Tensor]:
         """Return the first door's answer to the first copy of x, and the mean gradient over copies and doors."""
-        loss = climb(self.loss, p.y, p.to, paired=False)
-        first: Answer | None = None
-        total = torch.zeros_like(x)
-        for copy in range(self.scales):
-            with torch.enable_grad():
-                leaf = x.detach().requires_grad_(True)
-                seen = self._copy(p, leaf, s.t, point * self.scales + copy)
-            for door in s.doors:
-                answer, _, grad = door.gradient(seen.detach(), loss)
-                grad = grad if seen is leaf else torch.autograd.grad(seen, leaf, grad, retain_graph=True)[0]
-                total += unit(grad) if self.combine == "mean_gradients" else grad
+        loss, total, first = climb(self.loss, p.y, p.to, paired=False), torch.zeros_like(x), None
+        for door in s.doors:
+            weights, grads = [], []
+            for copy in range(self.scales):
+                with torch.enable_grad():
+                    leaf = x.detach().requires_grad_(True)
+                    seen = self._copy(p, leaf, s.t, point * self.scales + copy)
+                answer, value, grad = door.gradient(seen.detach(), loss)
+                grads.append(grad if seen is leaf else torch.autograd.grad(seen, leaf, grad)[0])
+                weights.append(self._weight(p, answer, value))
                 first = first or answer
+            log_w = torch.stack(weights)  # only copies of one row are compared: none can saturate them all
+            share = (log_w - log_w.amax(0)).exp()
+            mean = sum((column(w, g) * g for w, g in zip(share, grads, strict=True)), torch.zeros_like(x)) / self.scales
+            total += unit(mean) if self.combine == "mean_gradients" else mean
         assert first is not None
-        return first, self._blurred(total / (self.scales * len(s.doors)))
+        return first, self._blurred(total / len(s.doors))
+
+    def _weight(self, p: Problem, answer: Answer, value: Tensor) -> Tensor:
+        """Return the log [b] of what turns the gradient of the log-odds that are climbed into that of cross-entropy."""
+        if self.loss != "ce" or answer.scores is None:
+            return torch.zeros_like(value)
+        odds = value if p.to is None else -value
+        return torch.nn.functional.logsigmoid(odds + math.log(max(answer.scores.shape[1] - 1, 1)))
 
     def _copy(self, p: Problem, x: Tensor, t: Tensor, number: int) -> Tensor:
         """Return what the door is shown for x [b, ...], differentiable; x itself where nothing changes it."""
