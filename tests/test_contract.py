@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import unfooled as uf
+from tests.nets import Recurrent, RowNet
 from unfooled import _noise, attacks
 from unfooled.attacks import RECIPES
 from unfooled.attacks.gradient import GradientAttack, GradientState
@@ -92,20 +93,6 @@ def contract(case: Case, law: str) -> None:
     """Skip what the table lists; the reason is printed with the test."""
     if reason := SKIPS.get((case.recipe, law)):
         pytest.skip(reason)
-
-
-class RowNet(nn.Module):
-    """A small network of sums and ReLUs, row by row: the bits of a row do not depend on its batch."""
-
-    def __init__(self, inputs: int, classes: int = 4, hidden: int = 12, seed: int = 0) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(seed)
-        self.a = nn.Parameter(torch.randn(hidden, inputs, generator=g) / inputs**0.5)
-        self.b = nn.Parameter(torch.randn(classes, hidden, generator=g))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = ((x.reshape(len(x), 1, -1) - 0.5) * self.a).sum(-1).relu()
-        return (h[:, None] * self.b).sum(-1)
 
 
 SHAPE = (3, 4, 5)
@@ -556,15 +543,6 @@ def test_the_best_point_counts_not_the_last() -> None:
 
 
 # ---- inputs of every kind
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gru, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.gru(x * 6)[0][:, -1]) * 5
 
 
 def kinds(name: str) -> tuple[Callable[..., Tensor], tuple[int, ...], torch.dtype]:

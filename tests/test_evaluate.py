@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import unfooled as uf
+from tests.nets import Recurrent, RowNet
 from unfooled import Evaluation, Status, attacks
 from unfooled.evaluate.preflight import Order
 from unfooled.testing import Linear, Spy, linear_distance, size_of
@@ -23,22 +24,12 @@ CHEAP = [
 ]
 
 
-class Small(nn.Module):
-    """A small network of sums and ReLUs, row by row."""
-
-    def __init__(self, d: int = 24, k: int = 4, seed: int = 0) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(seed)
-        self.a = nn.Parameter(torch.randn(16, d, generator=g) / d**0.5)
-        self.b = nn.Parameter(torch.randn(k, 16, generator=g))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = ((x.reshape(len(x), 1, -1) - 0.5) * self.a).sum(-1).relu()
-        return (h[:, None] * self.b).sum(-1)
+def small(d: int = 24, k: int = 4, seed: int = 0) -> RowNet:
+    return RowNet(d, k, 16, seed)
 
 
-def case(n: int = 40, shape: tuple[int, ...] = (1, 4, 6)) -> tuple[Small, Tensor, Tensor]:
-    net = Small(math.prod(shape))
+def case(n: int = 40, shape: tuple[int, ...] = (1, 4, 6)) -> tuple[RowNet, Tensor, Tensor]:
+    net = small(math.prod(shape))
     x = torch.rand(n, *shape, generator=torch.Generator().manual_seed(1))
     y = net(x).argmax(1)
     y[: n // 10] = (y[: n // 10] + 1) % 4  # one in ten is wrong before any attack
@@ -262,23 +253,14 @@ def test_an_l2_ball_around_an_linf_ball_breaks_no_fewer() -> None:
 # ---- targets of every kind
 
 
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gru, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.gru(x * 6)[0][:, -1]) * 5
-
-
 @pytest.mark.parametrize("kind", ["recurrent", "waveform", "vector", "two classes", "colour"])
 def test_targets_of_every_kind(kind: str) -> None:
     torch.manual_seed(0)
     module, shape = {
         "recurrent": (Recurrent(), (6, 3)),
         "waveform": (nn.Sequential(nn.Conv1d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(60, 4)), (1, 19)),
-        "vector": (Small(11), (11,)),
-        "two classes": (Small(11, 2), (11,)),
+        "vector": (small(11), (11,)),
+        "two classes": (small(11, 2), (11,)),
         "colour": (nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(60, 4)), (3, 5, 7)),
     }[kind]
     module.train()

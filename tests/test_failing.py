@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import unfooled as uf
 from benchmarks.survive import bits
+from tests.nets import RowNet
 from unfooled import Status
 from unfooled.core.journal import Journal
 from unfooled.errors import TargetError
@@ -18,21 +19,7 @@ CASCADE = ["pgd(steps=4, restarts=2)", "apgd(steps=5)", "square(queries=9)"]
 THREAT = uf.linf(0.05)
 
 
-class Net(nn.Module):
-    """Sums and ReLUs, row by row."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(0)
-        self.a = nn.Parameter(torch.randn(16, 12, generator=g) / 12**0.5)
-        self.b = nn.Parameter(torch.randn(4, 16, generator=g))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = ((x.reshape(len(x), 1, -1) - 0.5) * self.a).sum(-1).relu()
-        return (h[:, None] * self.b).sum(-1)
-
-
-NET = Net()
+NET = RowNet(12, hidden=16)
 X = torch.rand(24, 12, generator=torch.Generator().manual_seed(1))
 Y = NET(X).argmax(1)
 BAD = [3, 7, 15]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import unfooled as uf
+from tests.nets import Recurrent
 from unfooled import Status, attacks
 from unfooled.testing import Linear, Spy, linear_distance
 
@@ -54,14 +55,6 @@ def test_verdicts_agree_with_those_of_the_cpu_but_for_margins_within_rounding() 
 
 
 def test_recurrent_targets_in_eval_mode() -> None:
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.gru, self.head = nn.GRU(3, 8, batch_first=True), nn.Linear(8, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.gru(x * 6)[0][:, -1]) * 5
-
     torch.manual_seed(0)
     net = Recurrent().cuda()
     x = torch.rand(20, 6, 3)

@@ -1,6 +1,7 @@
 """The journal: torn, damaged, full, shared and foreign files; and runs that are killed until they are done."""
 
 import errno
+import functools
 import json
 import os
 import random
@@ -12,32 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import unfooled as uf
 from benchmarks import survive
 from benchmarks.survive import bits
+from tests.nets import RowNet
 from unfooled.core import journal as module
 from unfooled.core.journal import Journal, run_key
 from unfooled.errors import InputError, StorageError
 
-
-class Net(nn.Module):
-    """Sums and ReLUs, row by row; counts what it sees."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(0)
-        self.a = nn.Parameter(torch.randn(16, 12, generator=g) / 12**0.5)
-        self.b = nn.Parameter(torch.randn(4, 16, generator=g))
-        self.rows = 0
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.rows += len(x)
-        h = ((x.reshape(len(x), 1, -1) - 0.5) * self.a).sum(-1).relu()
-        return (h[:, None] * self.b).sum(-1)
-
-
+Net = functools.partial(RowNet, 12, hidden=16)
 CASCADE = ["pgd(steps=3, restarts=2)", "apgd(steps=5)", "square(queries=12)"]
 THREAT = uf.linf(0.03)
 
