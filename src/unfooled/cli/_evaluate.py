@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unfooled.cli import _words
-from unfooled.errors import InputError, StorageError, UnfooledError
+from unfooled.errors import InputError, StorageError, Unavailable, UnfooledError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -155,7 +155,8 @@ def evaluate(
                 journal=folder / record.JOURNAL,
             )
         except BaseException as error:
-            useless = isinstance(error, UnfooledError) and not isinstance(error, StorageError)  # it would come again
+            passing = isinstance(error, StorageError | Unavailable)
+            useless = isinstance(error, UnfooledError) and not passing  # it would come again
             if resuming is None:
                 record.forget(folder, useless=useless)
             if not useless:
