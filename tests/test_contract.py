@@ -49,9 +49,12 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes for the laws that do not depend on
     "square": {"queries": 25},
     "vmi_fgsm": {"neighbours": 3},
     "vni_fgsm": {"neighbours": 3},
+    "ddn": {"steps": 12},
+    "fmn": {"steps": 12},
     "composite_fgsm": {"steps": 6, "scales": 2, "neighbours": 2},
 }
-SIZE = {"linf": 0.06, "l2": 0.2, "l1": 0.3, "l0": 3.0}  # exact distances of the linear points
+SIZE = {"linf": 0.06, "l2": 0.2, "l1": 0.3, "l0": 2.0}  # exact distances of the linear points; L0: 24 values hold no 3
+NO_BOX = "without the box one value is enough, however far the boundary: the box binds in every point"
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def examples(n: int = 14) -> tuple[RowNet, Tensor, Tensor]:
 
 def eps_of(case: Case) -> float:
     """An eps at which the small attacks break some rows of `examples` and not all."""
-    return {"linf": 0.06, "l2": 0.3, "l1": 1.3, "l0": 3.0}[case.norm]
+    return {"linf": 0.06, "l2": 0.3, "l1": 1.3, "l0": 1.0}[case.norm]
 
 
 def attack_examples(case: Case, index: Any = slice(None), eps: float | None = None, **kwargs: Any) -> uf.Run:
@@ -454,6 +457,8 @@ def test_inside_ball_and_box(case: Case) -> None:
 @every
 @pytest.mark.parametrize("binds", [False, True], ids=["free", "box"])
 def test_found_above_the_exact_distance(case: Case, binds: bool) -> None:
+    if case.norm == "l0" and not binds:
+        pytest.skip(NO_BOX)
     if binds:
         contract(case, f"found in the box {case.norm}")
     check_found_above_the_distance(case, VECTOR, binds)
@@ -469,6 +474,8 @@ def test_found_above_the_exact_distance_in_images(case: Case) -> None:
 @minimum_norm
 @pytest.mark.parametrize("binds", [False, True], ids=["free", "box"])
 def test_the_smallest_change(case: Case, binds: bool) -> None:
+    if case.norm == "l0" and not binds:
+        pytest.skip(NO_BOX)
     if binds:
         contract(case, f"smallest in the box {case.norm}")
     check_smallest_change(case, VECTOR, binds)

@@ -145,7 +145,8 @@ def linear_points(
     """Return x [n, *shape] in the box and labels y [n], each exactly `distance` away from the nearest other class.
 
     In every second example most values start at a wall of the box, so that the box binds in about half of them.
-    For L0, whose distance jumps, it is the smallest whole number of values that must change, `distance` rounded up.
+    For L0, whose distance jumps, it is the smallest whole number of values that must change, `distance` rounded up, and
+    a little more than the values before could do.
 
     Raises:
         InputError: no such points were found; the target's box holds none so far from the boundary.
@@ -175,6 +176,10 @@ def linear_points(
                 near = middle
             else:
                 far = middle
+        if norm == "l0":  # off the jump, where the last bit decides
+            near *= 0.98
+            if linear_distance(target, torch.lerp(a, z, near), y, norm, bounds)[0] != math.ceil(distance):
+                continue
         points.append(torch.lerp(a, z, near))
         labels.append(y)
         if len(points) == n:

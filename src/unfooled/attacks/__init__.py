@@ -16,6 +16,8 @@ from .linear import fab as fab
 from .linear import fab_targeted as fab_targeted
 from .linear import superdeepfool as superdeepfool
 from .search import square as square
+from .smallest import ddn as ddn
+from .smallest import fmn as fmn
 from .suites import SUITES as SUITES
 from .suites import Suite as Suite
 from .suites import suite as suite
