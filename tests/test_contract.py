@@ -47,10 +47,18 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes for the laws that do not depend on
     "pgd_targeted": {"steps": 6, "targets": 2},
     "pixel_gradient": {"steps": 8},
     "square": {"queries": 25},
+    "hop_skip_jump": {"queries": 150},
+    "cgba": {"queries": 150},
+    "geoda": {"queries": 150},
+    "deepfool": {"steps": 6},
+    "superdeepfool": {"steps": 8},
+    "fab": {"steps": 8, "restarts": 2},
+    "fab_targeted": {"steps": 2, "targets": 2},
     "vmi_fgsm": {"neighbours": 3},
     "vni_fgsm": {"neighbours": 3},
     "ddn": {"steps": 12},
     "fmn": {"steps": 12},
+    "sigma_zero": {"steps": 14},
     "composite_fgsm": {"steps": 6, "scales": 2, "neighbours": 2},
 }
 SIZE = {"linf": 0.06, "l2": 0.2, "l1": 0.3, "l0": 2.0}  # exact distances of the linear points; L0: 24 values hold no 3

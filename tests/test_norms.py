@@ -358,3 +358,24 @@ def test_feasible_points_are_feasible() -> None:
         radii = np.linspace(0, eps, 5)
         for u in feasible_points(norm, x, radii, (0.0, 1.0), 40):
             assert (size_of(norm, u - x) <= radii + 1e-12).all() and (u >= 0).all() and (u <= 1).all()
+
+
+@pytest.mark.parametrize("norm", sorted(NORMS))
+def test_reach_is_the_exact_distance_to_a_plane_inside_the_box(norm: str) -> None:
+    g = np.random.default_rng(0)
+    for size in (1, 2, 7, 30):
+        x = np.where(g.random((40, size)) < 0.3, g.choice([0.0, 1.0], (40, size)), g.random((40, size)))
+        w = g.standard_normal((40, size)) * (g.random((40, size)) < 0.9)
+        room = np.where(w > 0, 1 - x, x)
+        most = (np.abs(w) * room).sum(1)  # what the box allows
+        gap = most * g.uniform(-0.1, 1.1, 40)
+        d = NORMS[norm].reach(*(torch.from_numpy(a) for a in (w, gap, x)), (0.0, 1.0)).numpy()
+        assert ((x + d >= -1e-12) & (x + d <= 1 + 1e-12)).all()
+        for i in range(40):
+            exact = halfspace_distance(w[i], float(gap[i]), room[i], norm)
+            gain = float(w[i] @ d[i])
+            if np.isinf(exact):
+                assert gain == pytest.approx(most[i])
+            else:
+                assert size_of(norm, d[i : i + 1])[0] == pytest.approx(exact, abs=1e-9)
+                assert gain >= max(gap[i], 0) - 1e-9

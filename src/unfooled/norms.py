@@ -52,6 +52,14 @@ class Norm(ABC):
         """Return the unit step d [b, ...] of largest <g, d>; a zero gradient gives a zero step."""
 
     @abstractmethod
+    def reach(self, w: Tensor, gap: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        """Return the smallest change d [b, ...] with <w, d> >= gap [b] and x + d in the box.
+
+        Where the box holds no such change, the one of largest <w, d>; zero where the gap is 0 or less (Croce and Hein
+        2020, arXiv 1907.02044, eq. 4-6, as one sort per row).
+        """
+
+    @abstractmethod
     def sample(self, noise: Noise, step: Tensor | int, shape: Sequence[int], eps: Radius, dtype: torch.dtype) -> Tensor:
         """Return one draw per row, uniform in the ball of radius eps around 0 (the box is not looked at)."""
 
@@ -68,6 +76,9 @@ class _Linf(Norm):
 
     def steepest(self, g: Tensor) -> Tensor:
         return g.sign()
+
+    def reach(self, w: Tensor, gap: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        return _filled(w, gap, x, bounds, torch.ones_like(_flat(w)))
 
     def sample(self, noise: Noise, step: Tensor | int, shape: Sequence[int], eps: Radius, dtype: torch.dtype) -> Tensor:
         u = noise.uniform(step, shape, dtype=dtype)
@@ -109,6 +120,9 @@ class _L2(Norm):
         g = g / column(top, g)
         return g / column(self.size(g).clamp(min=0.5), g)
 
+    def reach(self, w: Tensor, gap: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        return _filled(w, gap, x, bounds, _flat(w).abs())
+
     def sample(self, noise: Noise, step: Tensor | int, shape: Sequence[int], eps: Radius, dtype: torch.dtype) -> Tensor:
         g = noise.normal(step, shape, dtype=dtype)
         u = noise.uniform(step, (1,), salt=1, dtype=dtype)[:, 0] ** (1 / max(1, math.prod(shape)))
@@ -146,6 +160,10 @@ class _L1(Norm):
         top = f.abs().argmax(1, keepdim=True)
         return torch.zeros_like(f).scatter(1, top, f.gather(1, top).sign()).view_as(g)
 
+    def reach(self, w: Tensor, gap: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        f, room = _flat(w), _room(_flat(w), x, bounds)
+        return _greedy(f, gap, room, f.abs()).view_as(x)
+
     def sample(self, noise: Noise, step: Tensor | int, shape: Sequence[int], eps: Radius, dtype: torch.dtype) -> Tensor:
         e = -(1 - noise.uniform(step, shape, salt=1, dtype=dtype)).log()
         last = -(1 - noise.uniform(step, (1,), salt=2, dtype=dtype)[:, 0]).log()
@@ -173,6 +191,10 @@ class _L0(Norm):
         mean = _flat(g).abs().mean(1).clamp(min=torch.finfo(g.dtype).tiny)
         return g / column(mean, g)
 
+    def reach(self, w: Tensor, gap: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
+        f, room = _flat(w), _room(_flat(w), x, bounds)
+        return _greedy(f, gap, room, f.abs() * room).view_as(x)
+
     def sample(self, noise: Noise, step: Tensor | int, shape: Sequence[int], eps: Radius, dtype: torch.dtype) -> Tensor:
         u = _flat(noise.uniform(step, shape, salt=1, dtype=dtype))
         count = torch.as_tensor(eps, device=u.device).clamp(max=u.shape[1]).floor().long().expand(len(u)).view(-1, 1)
@@ -185,6 +207,34 @@ def _room(d: Tensor, x: Tensor, bounds: Bounds) -> Tensor:
     """How far each coordinate may move in the direction of `d` [b, m] before it meets the box."""
     f = _flat(x)
     return torch.where(d >= 0, bounds[1] - f, f - bounds[0]).clamp_(min=0)
+
+
+def _filled(w: Tensor, gap: Tensor, x: Tensor, bounds: Bounds, speed: Tensor) -> Tensor:
+    """Return d = sign(w) min(s * speed, room) [b, ...] with the smallest s at which <w, d> >= gap [b]."""
+    f, room = _flat(w), _room(_flat(w), x, bounds)
+    a = f.abs()
+    stop, order = torch.where(a > 0, room / speed.clamp(min=torch.finfo(f.dtype).tiny), 0.0).sort(dim=1)
+    full = (a * room).gather(1, order).cumsum(1)  # what the values give that meet the box up to here
+    rise = (a * speed).gather(1, order)
+    rest = rise.flip(1).cumsum(1).flip(1)  # the slope of those that do not meet it before here
+    gain = full + stop * (rest - rise)
+    goal = gap.view(-1, 1).to(f.dtype)
+    k = (gain < goal).sum(1, keepdim=True).clamp(max=f.shape[1] - 1)
+    before = torch.where(k > 0, full.gather(1, (k - 1).clamp(min=0)), 0.0)
+    s = ((goal - before) / rest.gather(1, k).clamp(min=torch.finfo(f.dtype).tiny)).clamp(min=0)
+    s = torch.where(goal > 0, s.minimum(stop[:, -1:]), 0.0)
+    return torch.copysign(torch.where(a > 0, torch.minimum(s * speed, room), 0.0), f).view_as(x)
+
+
+def _greedy(f: Tensor, gap: Tensor, room: Tensor, key: Tensor) -> Tensor:
+    """Return d [b, m] that moves values by their whole room, largest key first, until <f, d> reaches gap [b]."""
+    a = f.abs()
+    order = key.argsort(dim=1, descending=True, stable=True)
+    gains = (a * room).gather(1, order)
+    before = gains.cumsum(1) - gains
+    left = (gap.view(-1, 1).to(f.dtype) - before).clamp(min=0)
+    share = torch.where(gains > 0, left / gains.clamp(min=torch.finfo(f.dtype).tiny), 0.0).clamp(max=1.0)
+    return torch.copysign(torch.zeros_like(f).scatter(1, order, share) * room, f)
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from .linear import superdeepfool as superdeepfool
 from .search import square as square
 from .smallest import ddn as ddn
 from .smallest import fmn as fmn
+from .sparse import sigma_zero as sigma_zero
 from .suites import SUITES as SUITES
 from .suites import Suite as Suite
 from .suites import suite as suite
@@ -29,3 +30,6 @@ from .transfer import si_fgsm as si_fgsm
 from .transfer import ti_fgsm as ti_fgsm
 from .transfer import vmi_fgsm as vmi_fgsm
 from .transfer import vni_fgsm as vni_fgsm
+from .walk import cgba as cgba
+from .walk import geoda as geoda
+from .walk import hop_skip_jump as hop_skip_jump

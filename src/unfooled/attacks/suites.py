@@ -6,6 +6,7 @@ from typing import Any
 from ..core.attack import Attack
 from ..errors import InputError, nearest
 from .gradient import apgd, apgd_targeted, pgd, pgd_targeted
+from .linear import fab_targeted
 from .search import square
 
 
@@ -53,8 +54,13 @@ SUITES: dict[str, Suite] = {
         Suite(
             "autoattack",
             "Croce, Hein 2020, arXiv 2003.01690",
-            "The literature's standard set with its step counts: APGD-CE, APGD-T, Square (without FAB-T so far).",
-            (apgd(steps=100), apgd_targeted(steps=100, targets=9), square(queries=5000)),
+            "The literature's standard set with its step counts: APGD-CE, APGD-T, FAB-T, Square.",
+            (
+                apgd(steps=100),
+                apgd_targeted(steps=100, targets=9),
+                fab_targeted(steps=100, targets=9),
+                square(queries=5000),
+            ),
         ),
     )
 }

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from .target import Target
 
 
+Chosen = Tensor | Callable[[Tensor], Tensor]
+"""Classes, or what picks them from the scores [b, k]."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What came back for [b] inputs: scores [b, k] where they may be seen, the label [b], and what a detector let pass.
@@ -130,11 +134,12 @@ class Oracle:
             answer = replace(answer, guide=climbed.detach())
         return answer, value.detach(), grad
 
-    def jacobian(self, x: Tensor, classes: Tensor | Callable[[Tensor], Tensor]) -> tuple[Answer, Tensor, Tensor]:
+    def jacobian(self, x: Tensor, classes: Chosen, less: Chosen | None = None) -> tuple[Answer, Tensor, Tensor]:
         """Return the answer at x, the scores [b, c] of the classes and their gradients [b, c, ...].
 
-        `classes` int64 [b, c], or what picks them from the scores [b, k]. One forward and c backward per row. Scores
-        are float32 or wider, of a random target the mean of its draws; non-finite entries of the gradients are zero.
+        `classes` int64 [b, c], or what picks them from the scores [b, k]; the score of the class `less` int64 [b] is
+        taken off first. One forward and c backward per row. Scores are float32 or wider, of a random target the mean of
+        its draws; non-finite entries of the gradients are zero.
         """
         self.need(Access.GRADIENT)
         rows, draws = len(x), self.target.draws
@@ -146,6 +151,8 @@ class Oracle:
             mean = mean if mean.dtype == torch.float64 else mean.float()
             index = classes(mean.detach()) if callable(classes) else classes
             z = mean.gather(1, index)
+            if less is not None:
+                z = z - mean.gather(1, (less(mean.detach()) if callable(less) else less).view(-1, 1))
             last = index.shape[1] - 1
             size = 1024.0 if scores.dtype in (torch.float16, torch.bfloat16) else 1.0  # gradients of these underflow
             grads = [_pulled(z[:, i].sum() * size, leaf, keep=i < last) / size for i in range(last + 1)]
