@@ -48,12 +48,17 @@ class Minimum(Attack[S], ABC):
         return ""
 
 
+def masked(p: Problem, grad: Tensor) -> Tensor:
+    """Return the gradient [b, ...] without the values that may not change."""
+    assert isinstance(p.threat, Ball)
+    return grad if p.threat.mask is None else torch.where(p.threat.mask.to(grad.device), grad, 0.0)
+
+
 def free(p: Problem, x: Tensor, grad: Tensor) -> Tensor:
-    """Return the gradient [b, ...] without what the mask holds or the box stops."""
+    """Return the gradient [b, ...] without what may not change or the box stops."""
     assert isinstance(p.threat, Ball)
     lo, hi = p.threat.bounds
-    grad = torch.where(((grad > 0) & (x >= hi)) | ((grad < 0) & (x <= lo)), 0.0, grad)
-    return grad if p.threat.mask is None else torch.where(p.threat.mask.to(grad.device), grad, 0.0)
+    return masked(p, torch.where(((grad > 0) & (x >= hi)) | ((grad < 0) & (x <= lo)), 0.0, grad))
 
 
 def direction(p: Problem, t: Tensor, grad: Tensor) -> Tensor:
