@@ -348,7 +348,7 @@ CALLS = {
 METHODS = {"extractall", "extract", "unpack_archive", "unsafe_load", "load_module"}
 ROOMS = {
     "pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "subprocess", "yaml", "ctypes",
-    "urllib", "requests", "httpx", "socket", "http", "ftplib", "telnetlib", "tarfile", "xml", "webbrowser",
+    "urllib", "requests", "httpx", "httpx2", "socket", "http", "ftplib", "telnetlib", "tarfile", "xml", "webbrowser",
 }  # fmt: skip
 
 
@@ -383,7 +383,10 @@ def dangers(source: str) -> list[str]:
 
 @pytest.mark.parametrize("file", sorted(SRC.rglob("*.py")), ids=lambda f: str(f.relative_to(SRC)))
 def test_the_source_runs_nothing_that_it_reads(file: Path) -> None:
-    assert dangers(file.read_text(encoding="utf-8")) == []
+    found = dangers(file.read_text(encoding="utf-8"))
+    if file.name == "_http.py":  # the one place that asks the network, where the user names an address
+        found = [danger for danger in found if not danger.endswith("import httpx2")]
+    assert found == []
 
 
 @pytest.mark.parametrize(
@@ -393,6 +396,7 @@ def test_the_source_runs_nothing_that_it_reads(file: Path) -> None:
         "import yaml", "yaml.load(f)", "archive.extractall()", "torch.load(p)", "torch.load(p, weights_only=False)",
         "np.load(p)", "np.load(p, allow_pickle=True)", "jinja2.Environment()", "Image.MAX_IMAGE_PIXELS = None",
         "load(x, trust_remote_code=True)", "os.system(x)", "import urllib.request", "torch.hub.load(a, b)",
+        "import httpx2",
     ],
 )  # fmt: skip
 def test_the_lint_sees_each_danger(source: str) -> None:

@@ -14,9 +14,13 @@ from torch.nn import functional as F
 from unfooled.core.data import read_classes
 from unfooled.core.target import Target
 from unfooled.errors import InputError, MissingExtra, nearest
+from unfooled.targets._http import http
 from unfooled.targets._sklearn import is_estimator, sklearn
 from unfooled.targets._weights import SUFFIXES, fit_weights, load_weights
 from unfooled.targets.zoo import ZOO
+
+HTTP_KEY = "UNFOOLED_HTTP_KEY"
+"""The environment variable that holds the key of an endpoint which is named by its address alone."""
 
 
 class Resized(nn.Module):
@@ -48,8 +52,9 @@ def resolve(
 
     Args:
         spec: a name of the zoo; `path/to/file.py:name`, where `name` is a function that returns a module, a fitted
-            scikit-learn classifier or a `Target`, or is one of these; a timm name, also written `timm:name`; a module,
-            callable or classifier; or a `Target`, which passes through when nothing else is given.
+            scikit-learn classifier or a `Target`, or is one of these; the address of an HTTP endpoint; a timm name,
+            also written `timm:name`; a module, callable or classifier; or a `Target`, which passes through when nothing
+            else is given.
         weights: a file of weights: .safetensors, or .pth, .pt, .th with tensors alone. Every key and shape must fit.
         mean, std: per-channel normalisation before the module, for inputs in [0, 1]; a timm name brings its own.
         classes: one name per class, or a file of them (one per line, or JSON).
@@ -137,6 +142,8 @@ def _device(device: torch.device | str) -> torch.device:
 def _by_string(text: str, *, own_weights: bool, allow_hub: bool | None) -> tuple[Any, dict[str, Any]]:
     if text in ZOO:
         return ZOO[text].build(trained=not own_weights), {"classes": ZOO[text].classes}
+    if text.startswith(("http://", "https://")):
+        return http(text, key_env=HTTP_KEY if os.environ.get(HTTP_KEY) else None), {}
     if text.startswith("timm:"):
         return _from_timm(text.removeprefix("timm:"), own_weights=own_weights, allow_hub=allow_hub)
     path, colon, attribute = text.rpartition(":")
