@@ -478,15 +478,15 @@ def all_restarts_aim_at_one_class(mp: pytest.MonkeyPatch) -> None:
 
 @mutant("counts_are_exact", "pgd_is_the_papers")
 def one_step_too_few(mp: pytest.MonkeyPatch) -> None:
-    def spent(old: Any, self: Engine, attack: Any, slots: Any) -> np.ndarray:
-        return old(self, attack, slots) | (slots.live & (slots.t >= attack.steps - 1))
+    def spent(old: Any, self: Engine, attack: Any, slots: Any, **more: Any) -> np.ndarray:
+        return old(self, attack, slots, **more) | (slots.live & (slots.t >= attack.steps - 1))
 
     wrap(mp, Engine, "_spent", spent)
 
 
 @mutant("counts_are_exact")
 def one_step_too_many(mp: pytest.MonkeyPatch) -> None:
-    mp.setattr(Engine, "_spent", lambda self, attack, slots: slots.live & (slots.t > attack.steps))
+    mp.setattr(Engine, "_spent", lambda self, attack, slots, **more: slots.live & (slots.t > attack.steps))
 
 
 @mutant("counts_are_exact", "pgd_is_the_papers")
