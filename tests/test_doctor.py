@@ -275,6 +275,19 @@ def test_a_random_target_counts_by_its_draws() -> None:
     assert abs(a.robust_accuracy - honest) < 0.15
 
 
+@pytest.mark.parametrize("size", [7, 8])
+def test_a_gradient_is_found_where_only_one_batch_size_is_taken(size: int) -> None:
+    def rounded(base: nn.Module, v: Tensor) -> Tensor:
+        if len(v) != size:
+            raise ValueError(f"{size} images, please")
+        return base((v * 64).round() / 64)
+
+    base, x = net(), images()
+    up = uf.doctor(Wrap(base, rounded), x, labels(base, x), uf.linf(0.05))
+    assert up.target.batch == size and up.masked
+    assert up.target.straight is not None and up.target.straight.share > 0.5
+
+
 def test_a_target_that_drifts_is_measured_again_or_withheld() -> None:
     base, x = net(), images(30)
     y = labels(base, x)

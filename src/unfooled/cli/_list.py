@@ -6,9 +6,17 @@ from typing import TYPE_CHECKING, Literal
 from unfooled.cli import _words
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
+
+    from unfooled.core.attack import Recipe
 
 What = Literal["attacks", "suites", "targets", "data"]
+
+GIVEN = "Along gradients, in a ball of a given eps"
+SMALLEST = "Along gradients, to the smallest change"
+LENT = "Along gradients, the target's own or those of surrogates"
+SCORES = "By scores"
+LABELS = "By labels alone"
 
 
 def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
@@ -30,10 +38,30 @@ def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
         sys.stdout.write(json_text(found if what is None else found[what]))
         return
     for name, rows in found.items():
-        _words.console().print(_table(name if what is None else "", rows))
+        title = name if what is None else ""
+        _words.console().print(_shelf(title) if name == "attacks" else _table(title, rows))
 
 
-def _table(title: str, rows: list[dict[str, str]]) -> "Table":
+def _shelf(title: str) -> "RenderableType":
+    """Return the attacks group by group, two lines or more each: what it does, then norms, eps and paper."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[RenderableType] = [Text(f"{title}\n", style="bold")] if title else []
+    for what, recipes in shelf().items():
+        table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(no_wrap=True, width=max(map(len, _recipes())))
+        table.add_column(overflow="fold", ratio=1)
+        for r in recipes:
+            eps = "with or without eps" if smallest(r) else "needs an eps"
+            table.add_row(r.name, Text(r.doc))
+            table.add_row("", Text(f"{' '.join(r.norms)} · {eps} · {r.paper}", style="dim"))
+        parts += [Text(what, style="bold"), table, Text()]
+    return Group(*parts)
+
+
+def _table(title: str, rows: list[dict[str, str]]) -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
@@ -53,12 +81,51 @@ def _table(title: str, rows: list[dict[str, str]]) -> "Table":
     return table
 
 
-def _attacks() -> list[dict[str, str]]:
+def _recipes() -> "dict[str, Recipe]":
     from unfooled.attacks import RECIPES
 
+    return RECIPES
+
+
+def smallest(recipe: "Recipe") -> bool:
+    """Whether the recipe also works with no eps given, where it looks for the smallest change."""
+    import torch
+
+    from unfooled.core.threat import Ball
+    from unfooled.norms import NORMS
+
+    balls = [Ball(NORMS[name]) for name in recipe.norms if name in NORMS]
+    return any(not recipe.make().unfit(torch.rand(1, 3, 8, 8), ball, 10) for ball in balls)
+
+
+def shelf() -> "dict[str, list[Recipe]]":
+    """Return the recipes in groups, by what they ask the target for and by what they look for."""
+    from unfooled.core.access import Access
+    from unfooled.core.attack import Attack
+
+    def group(recipe: "Recipe") -> str:
+        if recipe.access < Access.GRADIENT:
+            return SCORES if recipe.access is Access.SCORES else LABELS
+        lent = type(recipe.make()).through is not Attack.through
+        return LENT if lent else SMALLEST if smallest(recipe) else GIVEN
+
+    groups: dict[str, list[Recipe]] = {title: [] for title in (GIVEN, SMALLEST, LENT, SCORES, LABELS)}
+    for recipe in _recipes().values():
+        groups[group(recipe)].append(recipe)
+    return {title: recipes for title, recipes in groups.items() if recipes}
+
+
+def _attacks() -> list[dict[str, str]]:
     return [
-        {"name": r.name, "what": r.doc, "norms": " ".join(r.norms), "needs": r.access.name.lower(), "paper": r.paper}
-        for r in RECIPES.values()
+        {
+            "name": r.name,
+            "what": r.doc,
+            "norms": " ".join(r.norms),
+            "eps": "with or without" if smallest(r) else "needed",
+            "needs": r.access.name.lower(),
+            "paper": r.paper,
+        }
+        for r in _recipes().values()
     ]
 
 

@@ -1,9 +1,10 @@
 """Which attacks a target needs: where gradients mean nothing, those that go around them or need none."""
 
+import inspect
 from dataclasses import replace
 from typing import Any
 
-from ..attacks import Suite, parse
+from ..attacks import RECIPES, Suite, parse
 from ..attacks.decision import ray
 from ..attacks.gradient import GradientAttack, apgd, apgd_targeted, pgd, pgd_targeted
 from ..attacks.parts import Sense
@@ -30,11 +31,9 @@ def plan(suite: Suite, up: Checkup) -> Suite:
     none = up.has("D2") or bool(up.target.labels)
     attacks: list[Attack[Any]] = []
     for attack in suite.attacks:
-        if not isinstance(attack, GradientAttack):
-            attacks.append(attack)
-        elif straight:
+        if straight and isinstance(attack, GradientAttack):
             attacks.append(with_sense(attack, "straight"))
-        elif not none:
+        elif not none or attack.access < Access.GRADIENT:
             attacks.append(attack)
     known = {a.key() for a in attacks}
     extra: list[Attack[Any]] = []
@@ -71,10 +70,9 @@ def brief(quick: Suite, up: Checkup) -> tuple[Attack[Any], ...]:
 
 def with_sense(attack: GradientAttack, sense: str) -> Attack[Any]:
     """Return the recipe with another way to the gradient, printed as the call that makes it."""
-    if attack.call.partition("(")[0] not in ("pgd", "pgd_targeted", "apgd", "apgd_targeted"):
-        return replace(attack, sense=Sense(sense), call=f"{attack.call[:-1]})")
-    inner = attack.call[:-1].partition("(")[2]
-    name = attack.call.partition("(")[0]
+    name, _, inner = attack.call[:-1].partition("(")
+    if name not in RECIPES or "sense" not in inspect.signature(RECIPES[name].make).parameters:
+        return replace(attack, sense=Sense(sense))
     return parse(f"{name}({inner}{', ' if inner else ''}sense={sense!r})")
 
 
@@ -83,7 +81,9 @@ def family(name: str) -> str:
     for sense in ("straight", "smooth", "transfer"):
         if f"sense={sense!r}" in name:
             return sense
-    return {"square": "score", "ray": "decision"}.get(name.partition("(")[0], "gradient")
+    known = RECIPES.get(name.partition("(")[0])
+    access = known.access if known else Access.GRADIENT
+    return {Access.GRADIENT: "gradient", Access.SCORES: "score"}.get(access, "decision")
 
 
 def _shorter(attack: Attack[Any]) -> Attack[Any]:

@@ -5,7 +5,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +43,28 @@ PILOT = 16
 """Images that a budgeted run prices before it goes on."""
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What an evaluation is asked for, read and checked; `before` is what an evaluation before this one found."""
+
+    images: Data
+    ball: Ball
+    suite: Suite
+    goal: "Goal | None"
+    seed: int
+    limit: int | None
+    batch_size: int | str
+    width: int
+    access: Access | None
+    queries: int | None
+    budget: float | None
+    curve: bool
+    progress: Callable[[Progress], None] | None
+    journal: Journal | None
+    notes: tuple[str, ...]
+    before: tuple[Finding, ...] = ()
+
+
 def evaluate(
     target: Target | nn.Module | Callable[..., Any] | str,
     data: Data | Tensor | Iterable[Any] | str,
@@ -62,7 +84,6 @@ def evaluate(
     data_dir: str | None = None,
     progress: Callable[[Progress], None] | None = None,
     journal: Journal | Path | str | None = None,
-    _before: tuple[Finding, ...] = (),
 ) -> Evaluation:
     """Measure robust accuracy: at most so many examples stay classified correctly within the threat.
 
@@ -100,39 +121,45 @@ def evaluate(
     if not isinstance(threat, Ball | str):
         raise InputError(f"{threat!r} is no threat; write for example uf.linf(8/255) or 'linf(8/255)'.")
     ball = (parse_threat(threat) if isinstance(threat, str) else threat).within(model.bounds)
-    notes = [*images.notes, *check_threat(ball, model.bounds)]
-    width = auto_width(images.x, model.device) if isinstance(batch_size, str) else batch_size
-    if isinstance(journal, Path | str):
-        asked = _suite(suite)
-        key = run_key(
-            target=model, x=images.x, y=images.y, threat=ball, attacks=[*asked.attacks, *asked.more], width=width,
-            seed=seed, goal=goal, access=access, queries=queries,
-        )  # fmt: skip
-        with Journal(journal, key) as opened:
-            return evaluate(
-                model, images, None, ball, suite=suite, goal=goal, seed=seed, limit=limit, batch_size=batch_size,
-                device=device, access=access, queries=queries, budget=budget, curve=curve, progress=progress,
-                journal=opened,
-            )  # fmt: skip
-    order = Order()
+    notes = (*images.notes, *check_threat(ball, model.bounds))
     check_inputs(images.x, images.y, ball, model)
+    width = auto_width(images.x, model.device) if isinstance(batch_size, str) else batch_size
+    asked = _Asked(
+        images, ball, _suite(suite), goal, seed, limit, batch_size, width, access, queries, budget, curve, progress,
+        journal if isinstance(journal, Journal) else None, notes,
+    )  # fmt: skip
+    if not isinstance(journal, Path | str):
+        return _measure(model, asked, begun)
+    key = run_key(
+        target=model, x=images.x, y=images.y, threat=ball, attacks=[*asked.suite.attacks, *asked.suite.more],
+        width=width, seed=seed, goal=goal, access=access, queries=queries,
+    )  # fmt: skip
+    with Journal(journal, key) as opened:
+        return _measure(model, replace(asked, journal=opened), begun)
+
+
+def _measure(model: Target, asked: _Asked, begun: float) -> Evaluation:
+    """Check, attack, look again, and say what was found; `begun` is when the budget began."""
+    images, seed, width, budget = asked.images, asked.seed, asked.width, asked.budget
+    order, notes = Order(), list(asked.notes)
     sent = model.sent[0]
-    up = examine(model, images.x, images.y, ball, seed=seed)
-    model, ball = up.target, replace(ball, levels=up.levels)
-    chosen = plan(_suite(suite), up)
-    if min(model.access, Access.GRADIENT if access is None else Access(access)) is Access.LABEL:
+    up = examine(model, images.x, images.y, asked.ball, seed=seed)
+    model, ball = up.target, replace(asked.ball, levels=up.levels)
+    granted = min(model.access, Access.GRADIENT if asked.access is None else Access(asked.access))
+    chosen = plan(asked.suite, up)
+    if granted is Access.LABEL:
         chosen = replace(chosen, attacks=(*chosen.attacks, ray(queries=2000)))
     surrogates: tuple[Target, ...] = ()
     if any(family(repr(a)) == "transfer" for a in chosen.attacks):
         surrogates = (distil(model, images.x, ball, seed=seed),)
     settings: dict[str, Any] = {
-        "goal": goal,
-        "batch_size": batch_size,
+        "goal": asked.goal,
+        "batch_size": asked.batch_size,
         "seed": seed,
-        "access": access,
-        "queries": queries,
+        "access": asked.access,
+        "queries": asked.queries,
         "salvage": True,
-        "journal": journal,
+        "journal": asked.journal,
     }
 
     def attack(part: slice | np.ndarray, deadline: float | None = None) -> Run:
@@ -145,7 +172,7 @@ def evaluate(
             more=chosen.more,
             surrogates=surrogates,
             deadline=deadline,
-            progress=progress,
+            progress=asked.progress,
             relabel=order,
             phase="suite",
             **settings,
@@ -160,34 +187,26 @@ def evaluate(
     assert isinstance(whole.x_adv, Tensor)
     looked, begun_controls = Controls(), time.monotonic()
     if not whole.interrupted:
-        gradient = min(model.access, Access.GRADIENT if access is None else access) is Access.GRADIENT
         try:
             looked = control(
-                up, images.x, whole, ball, seed=seed, width=width, gradient=gradient,
-                pilot=not chosen.more and goal is None and queries is None,
+                up, images.x, whole, ball, seed=seed, width=width, gradient=granted is Access.GRADIENT,
+                pilot=not chosen.more and asked.goal is None and asked.queries is None,
                 deadline=begun + budget if budget else None,
             )  # fmt: skip
         except KeyboardInterrupt:
             whole.interrupted = True
-        if (
-            looked.drifted
-            and model.reset is None
-            and up.memory is not None
-            and not _before
-            and returns(up, images.x, whole)
-        ):
-            return evaluate(
-                _forgetful(model, up), images, None, ball, suite=suite, goal=goal, seed=seed, batch_size=batch_size,
-                device=device, access=access, queries=queries, budget=budget, curve=curve, progress=progress,
-                journal=journal,
-                _before=(Finding("B6", "drift", f"{looked.findings[0].sentence} It was measured again, put back into "
-                    "its first state before every call.", "repaired"),),
-            )  # fmt: skip
+        first = looked.drifted and model.reset is None and not asked.before
+        if first and up.memory is not None and returns(up, images.x, whole):
+            drift = Finding("B6", "drift",
+                f"{looked.findings[0].sentence} It was measured again, put back into its first state before every "
+                "call.",
+                "repaired")  # fmt: skip
+            return _measure(_forgetful(model, up), replace(asked, before=(drift,)), time.monotonic())
     controls = time.monotonic() - begun_controls
     charged = int(whole.forward.sum() + whole.padding[0] + whole.overrun[0])
     checks = [model.sent[0] - sent - charged, up.backward + looked.backward]
     findings = [
-        *_before,
+        *asked.before,
         *up.findings,
         *grounds(up, whole, whole.attacks, len(chosen.attacks), len(images)),
         *looked.findings,
@@ -197,13 +216,13 @@ def evaluate(
     unfinished += [f"{undone} of {len(whole.status)} not finished"] if undone else []
     status, reasons = verdict(findings, [*unfinished, *order.reasons, *_invalid(whole.status)])
     points, stopped = None, whole.interrupted
-    if curve and not stopped and not (budget and time.monotonic() - begun > budget):
+    if asked.curve and not stopped and not (budget and time.monotonic() - begun > budget):
         deadline = begun + budget if budget else None
         points, stopped = _curve(up, model, images, whole, ball, deadline, order, settings)
         if points is None and not stopped:
             notes.append("No accuracy-versus-eps curve: suite quick does not apply, or no time was left.")
-    if journal is not None and not stopped:
-        journal.finish()
+    if asked.journal is not None and not stopped:
+        asked.journal.finish()
     return Evaluation(
         x=images.x.cpu(),
         y=whole.y,
@@ -238,7 +257,7 @@ def evaluate(
         status=status,
         reasons=reasons,
         attacks=whole.attacks,
-        seconds=time.monotonic() - begun + (0.0 if journal is None else journal.saved),
+        seconds=time.monotonic() - begun + (0.0 if asked.journal is None else asked.journal.saved),
         curve=points,
         curve_suite="quick" if points else "",
         notes=[
@@ -251,7 +270,7 @@ def evaluate(
         settings={
             "attacks": [repr(a) for a in chosen.attacks],
             "more": [repr(a) for a in chosen.more],
-            "goal": repr(goal) if goal is not None else "Untargeted()",
+            "goal": "Untargeted()" if asked.goal is None else repr(asked.goal),
             "norm": ball.norm.name,
             "eps": ball.eps,  # the threat's text is rounded
             "bounds": list(model.bounds),
@@ -260,10 +279,10 @@ def evaluate(
             "dtype": str(model.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "seed": seed,
-            "access": (model.access if access is None else min(access, model.access)).name.lower(),
-            "queries": queries,
+            "access": granted.name.lower(),
+            "queries": asked.queries,
             "budget": budget,
-            "limit": limit,
+            "limit": asked.limit,
             "target_fingerprint": model.fingerprint(),
             "reading": {name: getattr(model, name) for name in READING},
             "data_fingerprint": images.fingerprint(),
