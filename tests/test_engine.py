@@ -16,6 +16,7 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 import unfooled as uf
+from tests.nets import RowNet
 from unfooled import Status, attacks
 from unfooled.core import run as run_module
 from unfooled.core.attack import Attack, Problem, Trial
@@ -84,22 +85,8 @@ def scripted_inputs(*when: int) -> tuple[Tensor, Tensor]:
     return x, torch.zeros(len(when), dtype=torch.int64)
 
 
-class Small(nn.Module):
-    """Sums and ReLUs, row by row."""
-
-    def __init__(self, d: int = 12, k: int = 4) -> None:
-        super().__init__()
-        g = torch.Generator().manual_seed(0)
-        self.a = nn.Parameter(torch.randn(16, d, generator=g) / d**0.5)
-        self.b = nn.Parameter(torch.randn(k, 16, generator=g))
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = ((x.reshape(len(x), 1, -1) - 0.5) * self.a).sum(-1).relu()
-        return (h[:, None] * self.b).sum(-1)
-
-
-def small_case(n: int = 13, d: int = 12) -> tuple[Small, Tensor, Tensor]:
-    net, x = Small(d), torch.rand(n, d, generator=torch.Generator().manual_seed(1))
+def small_case(n: int = 13, d: int = 12) -> tuple[RowNet, Tensor, Tensor]:
+    net, x = RowNet(d, hidden=16), torch.rand(n, d, generator=torch.Generator().manual_seed(1))
     return net, x, net(x).argmax(1)
 
 
