@@ -36,7 +36,7 @@ class Target:
     classes where it returns nothing but their numbers, `batch` the only batch size that it takes (1: its images must
     not see each other), `draws` the draws behind an answer of a random target, `rounding` the margin in
     units of the last place below which a success does not count, `reset` what undoes its memory before every call,
-    `straight` where a hidden gradient can be had.
+    `straight` where a hidden gradient can be had. `note` is a sentence for the reader of a report, or "".
 
     Raises:
         InputError: bounds or normalisation make no sense.
@@ -49,6 +49,7 @@ class Target:
     rounding: float = 4.0
     reset: Callable[[], None] | None = None
     straight: "Straight | None" = None
+    note: str = ""
 
     def __init__(
         self,

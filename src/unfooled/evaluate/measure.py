@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _rows
-from ..attacks import Suite, ray
+from ..attacks import Suite, ray, square
 from ..attacks import suite as named_suite
 from ..core.access import Access
 from ..core.attack import Attack, parse
@@ -24,7 +24,7 @@ from ..core.result import UNDECIDED, CurvePoint, Evaluation, Finding, Progress, 
 from ..core.run import Run, auto_width, check_inputs, run
 from ..core.target import Target, as_target
 from ..core.threat import Ball, linf, parse_threat
-from ..errors import InputError
+from ..errors import InputError, Unavailable
 from .checkup import Checkup, examine
 from .escalate import brief, family, plan
 from .preflight import Order, check_threat
@@ -121,7 +121,7 @@ def evaluate(
     if not isinstance(threat, Ball | str):
         raise InputError(f"{threat!r} is no threat; write for example uf.linf(8/255) or 'linf(8/255)'.")
     ball = (parse_threat(threat) if isinstance(threat, str) else threat).within(model.bounds)
-    notes = (*images.notes, *check_threat(ball, model.bounds))
+    notes = (*images.notes, *((model.note,) if model.note else ()), *check_threat(ball, model.bounds))
     check_inputs(images.x, images.y, ball, model)
     width = auto_width(images.x, model.device) if isinstance(batch_size, str) else batch_size
     asked = _Asked(
@@ -147,8 +147,11 @@ def _measure(model: Target, asked: _Asked, begun: float) -> Evaluation:
     model, ball = up.target, replace(asked.ball, levels=up.levels)
     granted = min(model.access, Access.GRADIENT if asked.access is None else Access(asked.access))
     chosen = plan(asked.suite, up)
+    usable = any(a.access <= granted for a in (*chosen.attacks, *chosen.more))
     if granted is Access.LABEL:
         chosen = replace(chosen, attacks=(*chosen.attacks, ray(queries=2000)))
+    elif granted is Access.SCORES and not usable and chosen.name != "custom":
+        chosen = replace(chosen, attacks=(*chosen.attacks, square(queries=1000), ray(queries=1000)))
     surrogates: tuple[Target, ...] = ()
     if any(family(repr(a)) == "transfer" for a in chosen.attacks):
         surrogates = (distil(model, images.x, ball, seed=seed),)
@@ -193,7 +196,7 @@ def _measure(model: Target, asked: _Asked, begun: float) -> Evaluation:
                 pilot=not chosen.more and asked.goal is None and asked.queries is None,
                 deadline=begun + budget if budget else None,
             )  # fmt: skip
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Unavailable):
             whole.interrupted = True
         first = looked.drifted and model.reset is None and not asked.before
         if first and up.memory is not None and returns(up, images.x, whole):
@@ -419,7 +422,7 @@ def _budgeted(
         size = n - at if need <= left / 2 else max(width, PILOT)
         try:
             runs.append(attack(slice(at, at + size), deadline))
-        except KeyboardInterrupt:  # in the block's first look: what the blocks before found stays
+        except (KeyboardInterrupt, Unavailable):  # in the block's first look: what the blocks before found stays
             runs.append(replace(attack(slice(at, at + size), 0.0), interrupted=True))
         at += size
     if at < n:
@@ -525,7 +528,7 @@ def _curve(
                     phase=f"curve {eps!r}",
                     **settings,
                 )
-            except KeyboardInterrupt:  # in the first look at this size
+            except (KeyboardInterrupt, Unavailable):  # in the first look at this size
                 return points or None, True
             if found.interrupted or Status.NOT_RUN in found.status or all(r.skipped for r in found.attacks):
                 return points or None, found.interrupted
