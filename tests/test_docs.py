@@ -1,0 +1,113 @@
+"""The pages of docs/: their code runs, and an attack written as they say passes what the shipped ones pass."""
+
+import inspect
+import itertools
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import unfooled as uf
+from tests import test_contract as contract
+from tests.nets import RowNet
+from unfooled.core.attack import RECIPES
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def blocks(page: str) -> list[str]:
+    """The Python blocks of a page."""
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+# ---- adding an attack
+
+
+@pytest.fixture(scope="module")
+def added() -> Iterator[contract.Case]:
+    """The page's attack on the shelf, as long as this module's tests run."""
+    (source,) = blocks("adding-an-attack.md")
+    module = ModuleType("a_new_attack")
+    before = set(RECIPES)
+    sys.modules[module.__name__] = module  # dataclasses look their module up
+    exec(compile(source, "adding-an-attack.md", "exec"), module.__dict__)
+    (name,) = set(RECIPES) - before
+    row = RECIPES[name]
+    assert row.norms == ("linf",) and row.smallest
+    yield contract.Case(name, "linf", row.make, row.factor, row.smallest)
+    del RECIPES[name], sys.modules[module.__name__]
+
+
+def laws() -> Iterator[Any]:
+    """Every contract test of one recipe, with all values of its other parameters."""
+    for name, test in vars(contract).items():
+        if not name.startswith("test_") or "case" not in inspect.signature(test).parameters:
+            continue
+        marks = [m for m in getattr(test, "pytestmark", []) if m.name == "parametrize" and m.args[0] != "case"]
+        for values in itertools.product(*(m.args[1] for m in marks)):
+            given = dict(zip((m.args[0] for m in marks), values, strict=True))
+            yield pytest.param(test, given, id="-".join([name.removeprefix("test_"), *map(str, values)]))
+
+
+@pytest.mark.parametrize("law, given", list(laws()))
+def test_the_added_attack_keeps_the_contract(
+    added: contract.Case, law: Callable[..., None], given: dict[str, Any]
+) -> None:
+    law(added, **given)
+
+
+def test_the_contract_is_all_there() -> None:
+    names = {param.values[0].__name__ for param in laws()}
+    assert len(names) >= 15 and "test_the_smallest_change" in names and "test_alone_as_in_any_batch_and_order" in names
+
+
+# ---- choosing an attack
+
+
+LINES = blocks("choosing-an-attack.md")
+
+
+@pytest.fixture(scope="module")
+def chosen() -> dict[str, Any]:
+    """What the page's lines speak of: three models, inputs and labels."""
+    target, similar, other = (RowNet(48, seed=seed).eval() for seed in range(3))
+    x = torch.rand(6, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = target(x).argmax(1)
+    return {"uf": uf, "torch": torch, "target": target, "similar": similar, "other": other, "x": x, "y": y}
+
+
+@pytest.mark.parametrize("line", LINES, ids=[f"{i}" for i in range(len(LINES))])
+def test_each_decision_ends_in_a_line_that_runs(chosen: dict[str, Any], line: str) -> None:
+    assert line.count("\n") == 1, "one line"
+    known = dict(chosen)
+    exec(line, known)
+    (name,) = set(known) - set(chosen) - {"__builtins__"}
+    made = known[name]
+    match name:
+        case "run":
+            assert isinstance(made, uf.Run) and not any(row.skipped for row in made.attacks)
+            assert sum(row.attempted for row in made.attacks) >= 1
+        case "distance":
+            found = made.isfinite()
+            assert found.float().mean() > 0.8 and bool((made[found] > 0).all()), "nearly every example has one"
+        case "result":
+            assert isinstance(made, uf.Evaluation) and made.n == len(chosen["y"])
+        case "accuracy":
+            assert made[0] >= made[-1] and bool(((made >= 0) & (made <= 1)).all())
+        case "matrix":
+            assert "a" in str(made) and "b" in str(made)
+        case _:
+            assert isinstance(made, list)
+
+
+def test_every_decision_has_its_line() -> None:
+    text = (DOCS / "choosing-an-attack.md").read_text(encoding="utf-8")
+    paragraphs = re.findall(r"^\*\*.*?(?=\n\n)", text, re.MULTILINE | re.DOTALL)
+    assert len(paragraphs) == len(LINES) + 1, "all but `Read on`"
+    for name in re.findall(r"uf\.attacks\.(\w+)", text):
+        assert name in RECIPES
