@@ -11,6 +11,10 @@ from .gradient import fgsm as fgsm
 from .gradient import pgd as pgd
 from .gradient import pgd_targeted as pgd_targeted
 from .gradient import pixel_gradient as pixel_gradient
+from .learned import planted as planted
+from .learned import substitute as substitute
+from .learned import universal as universal
+from .learned import universal_deepfool as universal_deepfool
 from .linear import deepfool as deepfool
 from .linear import fab as fab
 from .linear import fab_targeted as fab_targeted

@@ -510,8 +510,8 @@ def transfer_matrix(
             same.append(fooled[-1] & (label == own))
         runs.append(out)
     shape = (len(rows), len(columns), len(y))
-    parts = [torch.stack(part).view(shape) for part in (asked, fooled, same)]
-    return TransferMatrix(told, repr(threat), points, tuple(rows), tuple(columns), *parts, tuple(runs))
+    whole = {k: torch.stack(v).view(shape) for k, v in (("asked", asked), ("fooled", fooled), ("same", same))}
+    return TransferMatrix(told, repr(threat), points, tuple(rows), tuple(columns), **whole, runs=tuple(runs))
 
 
 def named(targets: Named) -> dict[str, Target]:
@@ -536,11 +536,10 @@ def _place(name: str, names: Sequence[str]) -> int:
 
 def _labels(target: Target, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the target's labels of x [n, ...], int64 [n], and whether it answers, bool [n]."""
-    door = Oracle(target, Access.LABEL)
+    door, width = Oracle(target, Access.LABEL), auto_width(x, target.device)
     with torch.inference_mode(False), untouched(target):
-        parts = [
-            door.label(part.to(target.device, target.work_dtype)) for part in x.split(auto_width(x, target.device))
-        ]
+        rows = (x[at : at + width] for at in range(0, len(x), width))
+        parts = [door.label(part.to(target.device, target.work_dtype)) for part in rows]
     label = torch.cat([part.label.cpu() for part in parts])
-    told = [part.accepted for part in parts]
-    return label, torch.ones_like(label, dtype=torch.bool) if told[0] is None else torch.cat([a.cpu() for a in told])  # type: ignore[union-attr]
+    answers = [part.accepted.cpu() for part in parts if part.accepted is not None]
+    return label, torch.cat(answers) if answers else torch.ones_like(label, dtype=torch.bool)

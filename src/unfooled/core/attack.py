@@ -158,6 +158,9 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {}
+SPECIAL: dict[str, Recipe] = {}
+"""Recipes without norms of their own: what was learned before, or poses of images; found by name like the others."""
+
 A = TypeVar("A", bound=Attack[Any])
 
 
@@ -181,7 +184,8 @@ def recipe(
             return replace(make(*args, **kwargs), call=f"{make.__name__}({given})")
 
         doc = (make.__doc__ or "").strip().split("\n")[0]
-        RECIPES[make.__name__] = Recipe(make.__name__, made, paper, tuple(norms), access, doc, factor, reason, smallest)
+        table = RECIPES if norms else SPECIAL
+        table[make.__name__] = Recipe(make.__name__, made, paper, tuple(norms), access, doc, factor, reason, smallest)
         return made
 
     return register
@@ -198,10 +202,11 @@ def parse(text: str) -> Attack[Any]:
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise InputError(f"{text!r} is no attack; write for example pgd(steps=40).") from None
-    if name not in RECIPES:
-        raise InputError(f"There is no attack {name!r}.{nearest(name, RECIPES)}")
+    table = RECIPES | SPECIAL
+    if name not in table:
+        raise InputError(f"There is no attack {name!r}.{nearest(name, table)}")
     try:
-        return RECIPES[name].make(*args, **kwargs)
+        return table[name].make(*args, **kwargs)
     except TypeError as error:
-        known = ", ".join(inspect.signature(RECIPES[name].make).parameters)
+        known = ", ".join(inspect.signature(table[name].make).parameters)
         raise InputError(f"{text!r}: {error}; {name} takes {known}.") from None

@@ -15,7 +15,7 @@ from .._noise import example_ids
 from .._rows import Batch
 from ..errors import InputError, Unavailable
 from .access import Access
-from .attack import RECIPES, Attack, parse
+from .attack import RECIPES, SPECIAL, Attack, parse
 from .engine import Engine
 from .goal import Goal, Untargeted
 from .journal import Journal
@@ -305,7 +305,7 @@ def _attack(
 
 
 def _paper(attack: Attack[Any]) -> str:
-    found = RECIPES.get(repr(attack).partition("(")[0])
+    found = (RECIPES | SPECIAL).get(repr(attack).partition("(")[0])
     return found.paper if found else ""
 
 
