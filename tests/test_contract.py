@@ -58,6 +58,9 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes for the laws that do not depend on
     "vni_fgsm": {"neighbours": 3},
     "ddn": {"steps": 12},
     "fmn": {"steps": 12},
+    "pdpgd": {"steps": 15},
+    "alma": {"steps": 15},
+    "ead": {"steps": 6, "searches": 2, "weight": 10.0},
     "sigma_zero": {"steps": 14},
     "composite_fgsm": {"steps": 6, "scales": 2, "neighbours": 2},
 }

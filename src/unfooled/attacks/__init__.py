@@ -20,8 +20,11 @@ from .linear import fab as fab
 from .linear import fab_targeted as fab_targeted
 from .linear import superdeepfool as superdeepfool
 from .search import square as square
+from .smallest import alma as alma
 from .smallest import ddn as ddn
+from .smallest import ead as ead
 from .smallest import fmn as fmn
+from .smallest import pdpgd as pdpgd
 from .sparse import sigma_zero as sigma_zero
 from .suites import SUITES as SUITES
 from .suites import Suite as Suite

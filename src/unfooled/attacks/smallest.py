@@ -1,18 +1,18 @@
 """Minimum-norm attacks that walk along the boundary: a radius that shrinks at every success, or a price on distance."""
 
 import math
-from abc import ABC
-from dataclasses import dataclass
-from typing import TypeVar
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from .._rows import Batch, column
+from .._rows import Batch, column, where
 from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
 from ..core.threat import Ball, Threat
-from ..norms import L2, NORMS
+from ..norms import L1, L2, NORMS
 from .parts import Climb, check_counts, check_size, climb
 
 S = TypeVar("S")
@@ -173,3 +173,257 @@ def ddn(steps: int = 100, step_size: float = 1.0, gamma: float = 0.05) -> Radius
 def fmn(steps: int = 100, step_size: float | None = None, gamma: float = 0.05) -> Radius:
     """FMN: climb in a ball of any norm whose radius follows the boundary; both get finer as the steps run out."""
     return Radius(length=steps, norms=("linf", "l2", "l1", "l0"), size=step_size, gamma=(gamma, 0.001))
+
+
+@dataclass
+class PricedState:
+    """Per row: step t [b], iterate x [b, ...], the method's memory; the smallest success [b, ...] and its size [b].
+
+    `radius` [b] is that of the walk along the boundary at the end.
+    """
+
+    t: Tensor
+    x: Tensor
+    memory: Any
+    best: Tensor
+    size: Tensor
+    radius: Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class Priced(Minimum[PricedState], ABC):
+    """Distance has a price beside the loss; in the last `tail` steps the best point is walked along the boundary.
+
+    A method says how its memory begins and how it moves on from x. The walk is that of FMN, in small steps: it brings
+    the point onto the boundary, where a price alone comes only near.
+    """
+
+    tail: int = 20
+    loss: ClassVar[str] = "ce"
+
+    @abstractmethod
+    def begin(self, p: Problem) -> Any:
+        """Return the memory of fresh rows."""
+
+    @abstractmethod
+    def move(self, p: Problem, s: PricedState, won: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
+        """Return memory and next point after the loss `value` [b] and its gradient were seen at s.x."""
+
+    def init(self, p: Problem) -> PricedState:
+        """Start at the original."""
+        assert isinstance(p.x0, Tensor)
+        none = torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], torch.inf)
+        return PricedState(torch.zeros_like(p.y), p.x0, self.begin(p), p.x0, none, none)
+
+    def step(self, p: Problem, s: PricedState) -> tuple[PricedState, Trial]:
+        """Look at x and move on, by price or along the boundary."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        first = self.length - self.tail
+        begins, late = s.t + 1 == first, s.t + 1 >= first
+        price, margin = (climb(name, p.y, p.to, paired=False) for name in (self.loss, "margin"))
+        answer, value, grad = p.oracle.gradient(s.x, lambda z: torch.where(s.t < first, price(z), margin(z)))
+        won, grad, value = advantage(answer, p.y, p.to) > 0, masked(p, grad), value.to(s.x.dtype)
+        size = p.threat.norm.size(s.x - p.x0)
+        better = won & (size < s.size)
+        s = replace(s, best=where(better, s.x, s.best), size=torch.where(better, size, s.size))
+        memory, x = self.move(p, s, won, value, grad)
+        left = (s.t - first).clamp(min=0)
+        gamma = cosine(left, self.tail, 0.05, 0.001, size)
+        radius = torch.where(won | begins, s.size * (1 - gamma), torch.minimum(s.radius * (1 + gamma), s.size))
+        from_ = where(begins, s.best, s.x)
+        alpha = cosine(left, self.tail, 10.0, 0.1, size) * L2.size(s.best - p.x0)
+        step = column(alpha, s.x) * direction(p, s.t, free(p, s.x, grad))
+        walked = p.threat.project(from_ + torch.where(column(begins, s.x), 0.0, step), p.x0, radius)
+        walks = late & s.size.isfinite()
+        state = PricedState(s.t + 1, where(walks, walked, x), memory, s.best, s.size, radius)
+        return state, Trial(s.x, answer)
+
+    def last(self, p: Problem, s: PricedState) -> Tensor:
+        """Return the point after the last step, inside the ball."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        return p.threat.project(s.x, p.x0)
+
+
+@dataclass(frozen=True, repr=False)
+class ElasticNet(Priced):
+    """EAD: FISTA on c * loss + the squared L2 size, with soft thresholding for L1 (Algorithm 1).
+
+    Every `run` steps the weight c of the loss changes: ten times larger until a run succeeds, then by halving. The loss
+    is cross-entropy, which sees every class (the paper: the margin), and counts until the answer is wrong. The smallest
+    L1 size is kept (the paper's L1 rule).
+    """
+
+    run: int = 100
+    size: float = 0.05
+    beta: float = 0.01
+    weight: float = 0.001
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no attack."""
+        for name, value in (("step_size", self.size), ("beta", self.beta), ("weight", self.weight)):
+            check_size(name, value)
+
+    def begin(self, p: Problem) -> Any:
+        """The weight [b] with its bracket, whether this run succeeded, and FISTA's point before [b, ...]."""
+        assert isinstance(p.x0, Tensor)
+        zero = torch.zeros_like(p.x0.reshape(len(p.x0), -1)[:, 0])
+        return zero + self.weight, zero, zero + torch.inf, zero > 0, p.x0
+
+    def move(self, p: Problem, s: PricedState, won: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
+        """Return the next point by FISTA; at the end of a run the next weight, and the original."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        lo, hi = p.threat.bounds
+        c, low, high, succeeded, before = s.memory
+        k = (s.t % self.run).to(c.dtype)
+        rate = self.size * (1 - k / self.run).sqrt()
+        d = (s.x - p.x0) / (hi - lo)
+        down = 2 * d - torch.where(column(won, d), 0.0, column(c, d) * grad * (hi - lo))
+        d = d - column(rate, d) * down
+        d = torch.copysign((d.abs() - self.beta).clamp(min=0), d)
+        z = p.threat.project(p.x0 + d * (hi - lo), p.x0, torch.inf)
+        x = (z + column(k / (k + 3), z) * (z - before)).clamp(lo, hi)
+        succeeded = succeeded | won
+        ends = (s.t + 1) % self.run == 0
+        high, low = torch.where(ends & succeeded, c, high), torch.where(ends & ~succeeded, c, low)
+        c = torch.where(ends, torch.where(high.isinf(), c * 10, (low + high) / 2), c)
+        return (c, low, high, succeeded & ~ends, where(ends, p.x0, z)), where(ends, p.x0, x)
+
+
+@recipe("Chen et al. 2018, arXiv 1709.04114", ("l1",), smallest=1.01)
+def ead(
+    steps: int = 50, searches: int = 9, step_size: float = 0.05, beta: float = 0.01, weight: float = 0.001
+) -> ElasticNet:
+    """EAD: elastic net, L1 and L2 at once, with a search over the weight of the loss."""
+    check_counts(steps=steps, searches=searches)
+    return ElasticNet(
+        length=steps * (searches + 1), norms=("l1",), tail=steps, run=steps, size=step_size, beta=beta, weight=weight
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class Multiplier(Priced):
+    """ALMA: RMSprop on size + P(constraint), with multiplier and penalty weight per row (Algorithm 1).
+
+    The constraint is that minus the difference of logits ratio is below 0; P is the smooth penalty that the paper
+    chose (P2). `reach` is how far the first step goes, in the norm and in units of the box.
+    """
+
+    reach: float | None = None
+    loss: ClassVar[str] = "dlr"
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no attack."""
+        check_counts(steps=self.length)
+        if self.reach is not None:
+            check_size("reach", self.reach)
+
+    def begin(self, p: Problem) -> Any:
+        """RMSprop's two means [b, ...]; multiplier, weight, length of steps, constraint before, first success [b]."""
+        assert isinstance(p.x0, Tensor)
+        one = torch.ones_like(p.x0.reshape(len(p.x0), -1)[:, 0])
+        return torch.ones_like(p.x0), torch.zeros_like(p.x0), one, one, one, one * torch.inf, one * self.length
+
+    def move(self, p: Problem, s: PricedState, won: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
+        """Return the next point, by the penalty's slope at the constraint."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        norm, (lo, hi) = p.threat.norm, p.threat.bounds
+        square, mean, mu, rho, length, before, found = s.memory
+        y, d = 1e-4 - value, (s.x - p.x0) / (hi - lo)
+        found = torch.where(won & (found >= self.length), s.t.to(y.dtype), found)
+        stuck = (s.t > 0) & ((s.t + 1) % 10 == 0) & (found >= self.length) & (y >= 0.95 * before)
+        rho = torch.where(stuck, 1.2 * rho, rho)
+        before = torch.where((s.t == 0) | ((s.t + 1) % 10 == 0), y, before)
+        mu = torch.where(s.t > 0, (0.9 * mu + 0.1 * _slope(y, rho, mu)).clamp(1e-6, 1e12), mu)
+        size = norm.size(d)
+        near = d.sign() if norm.name == "l1" else d / column(size.clamp(min=1e-12), d)
+        down = near - column(_slope(y, rho, mu), d) * grad * (hi - lo)
+        reach = (0.1 if norm.name == "l2" else 0.5) if self.reach is None else self.reach
+        length = torch.where(s.t == 0, reach / norm.size(down).clamp(min=1e-12), length)
+        square = 0.9 * square + 0.1 * down.square()
+        mean = 0.9 * mean + down / (square.sqrt() + 1e-8)
+        rest = (self.length - self.tail - found).clamp(min=1)
+        rate = length * 0.01 ** ((s.t - found).clamp(min=0) / rest)
+        x = p.threat.project(p.x0 + (d - column(rate, d) * mean) * (hi - lo), p.x0, torch.inf)
+        return (square, mean, mu, rho, length, before, found), x
+
+
+def _slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
+    """The derivative of the penalty P2 (Birgin, Castillo, Martinez 2005) at the constraint y [b]."""
+    inside = mu / (1 - rho * y.clamp(max=0)).square()
+    return torch.where(y >= 0, mu + 2 * mu * rho * y + 0.5 * rho.square() * y.square(), inside)
+
+
+@recipe("Rony et al. 2021, arXiv 2011.11857", ("l2", "l1"), smallest=1.01)
+def alma(steps: int = 200, reach: float | None = None) -> Multiplier:
+    """ALMA: augmented Lagrangian; the price of a constraint that does not hold rises by itself."""
+    check_counts(steps=steps)
+    return Multiplier(length=steps, norms=("l2", "l1"), tail=max(1, steps // 5), reach=reach)
+
+
+@dataclass(frozen=True, repr=False)
+class PrimalDual(Priced):
+    """PDPGD: proximal Adam on the size and the loss; their ratio follows whether the answer is wrong (Algorithm 2)."""
+
+    size: float = 0.1
+    dual: float = 0.1
+    ratio: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no attack."""
+        check_counts(steps=self.length)
+        for name, value in (("step_size", self.size), ("dual_step_size", self.dual), ("ratio", self.ratio)):
+            check_size(name, value)
+
+    def begin(self, p: Problem) -> Any:
+        """Adam's two means [b, ...], the logarithm of the loss's price [b] and the running share of the size [b]."""
+        assert isinstance(p.x0, Tensor)
+        price = torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], -math.log(self.ratio))
+        return torch.zeros_like(p.x0), torch.zeros_like(p.x0), price, torch.sigmoid(-price)
+
+    def move(self, p: Problem, s: PricedState, won: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
+        """Return the next point by one proximal step, with the size's price where Adam's scale is longest."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        lo, hi = p.threat.bounds
+        mean, square, price, share = s.memory
+        steps = self.length - self.tail
+        down = torch.where(column(won, grad), 0.0, -grad * (hi - lo) * column(torch.sigmoid(-value), grad))
+        mean, square = 0.9 * mean + 0.1 * down, 0.999 * square + 0.001 * down.square()
+        k = column(s.t + 1, mean).to(mean.dtype)
+        scale = (square / (1 - 0.999**k)).sqrt() + 1e-8
+        part = s.t.to(price.dtype) / steps
+        rate = self.size * 0.01**part
+        r = (s.x - p.x0) / (hi - lo) - column(rate, mean) * mean / (1 - 0.9**k) / scale
+        r = (p.threat.project(p.x0 + r * (hi - lo), p.x0, torch.inf) - p.x0) / (hi - lo)
+        top = scale.flatten(1).amax(1)
+        weight = share / (1 - share) * rate / top
+        z = r
+        for _ in range(5):  # the proximal step in Adam's metric, by proximal gradient steps (arXiv 1910.10094)
+            z = _shrunk(p.threat.norm.name, (r - z) * scale / column(top, z) + z, weight)
+        x = p.threat.project(p.x0 + z * (hi - lo), p.x0, torch.inf)
+        pace = self.dual * (1 - 0.9 * part)
+        price = (price + torch.where(won, -pace, pace)).clamp(-13.8, 13.8)
+        return (mean, square, price, 0.9 * share + 0.1 * torch.sigmoid(-price)), x
+
+
+def _shrunk(norm: str, v: Tensor, weight: Tensor) -> Tensor:
+    """The proximal step of weight [b] times the norm at v [b, ...]."""
+    w = column(weight, v)
+    if norm == "l1":
+        return torch.copysign((v.abs() - w).clamp(min=0), v)
+    if norm == "l2":
+        return v * (1 - w / column(L2.size(v).clamp(min=1e-12), v)).clamp(min=0)
+    return v - L1.project(v, torch.zeros_like(v), weight, (-math.inf, math.inf))  # by Moreau: the dual ball
+
+
+@recipe("Matyasko, Chau 2021, arXiv 2106.01538", ("linf", "l2", "l1"), smallest=1.01)
+def pdpgd(steps: int = 200, step_size: float = 0.1, dual_step_size: float = 0.1, ratio: float = 0.01) -> PrimalDual:
+    """PDPGD: descends on size and loss together; the price of the loss falls where the answer is wrong."""
+    check_counts(steps=steps)
+    return PrimalDual(
+        length=steps,
+        norms=("linf", "l2", "l1"),
+        tail=max(1, steps // 5),
+        size=step_size,
+        dual=dual_step_size,
+        ratio=ratio,
+    )
