@@ -12,7 +12,7 @@ import torch
 from unfooled import Access, Ball
 from unfooled._noise import Noise, row_keys
 from unfooled.attacks.gradient import GradientAttack
-from unfooled.cli._list import shelf, smallest
+from unfooled.cli._list import made, row, shelf, smallest
 from unfooled.core.attack import Problem, Recipe
 from unfooled.core.goal import Untargeted
 from unfooled.core.oracle import Oracle
@@ -49,12 +49,12 @@ def page() -> str:
 def _group(title: str, recipes: list[Recipe]) -> Iterator[str]:
     yield f"## {title}\n"
     head = "attack", "what it does", "norms", "eps", "cost", "paper"
-    yield _table(head, [(_code(r.name), r.doc, " ".join(r.norms), _eps(r), _cost(r), r.paper) for r in recipes])
-    climbing = [(r, made) for r in recipes if isinstance(made := r.make(), GradientAttack)]
+    yield _table(head, [(_code(r.name), r.doc, row(r)["norms"], row(r)["eps"], _cost(r), r.paper) for r in recipes])
+    climbing = [(r, attack) for r in recipes if isinstance(attack := made(r), GradientAttack)]
     if climbing:
         head = "attack", "loss", "aim", "sense", "move", "rate", "radius", "start"
-        yield _table(head, [(_code(r.name), *_parts(made)) for r, made in climbing])
-    others = [r for r in recipes if not isinstance(r.make(), GradientAttack)]
+        yield _table(head, [(_code(r.name), *_parts(attack)) for r, attack in climbing])
+    others = [r for r in recipes if not isinstance(made(r), GradientAttack)]
     if others:
         yield _table(("attack", "settings"), [(_code(r.name), _code(_settings(r))) for r in others])
 
@@ -66,10 +66,6 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def _code(text: str) -> str:
     return f"`{text}`"
-
-
-def _eps(recipe: Recipe) -> str:
-    return "or none" if smallest(recipe) else "needed"
 
 
 def _parts(attack: GradientAttack) -> tuple[str, ...]:
@@ -98,7 +94,9 @@ def _settings(recipe: Recipe) -> str:
 
 def _cost(recipe: Recipe) -> str:
     """Return what a step costs, as counted over three steps, and how many there are."""
-    attack = recipe.make()
+    attack = made(recipe)
+    if attack is None:
+        return "one look"
     door = Oracle(as_target(Linear.random(SHAPE, CLASSES, seed=0)), recipe.access)
     x = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

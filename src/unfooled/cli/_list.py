@@ -1,14 +1,15 @@
 """`unfooled list`: what there is, each with its paper."""
 
+import inspect
 import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from unfooled.cli import _words
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from unfooled.core.attack import Recipe
+    from unfooled.core.attack import Attack, Recipe
 
 What = Literal["attacks", "suites", "targets", "data"]
 
@@ -17,6 +18,7 @@ SMALLEST = "Along gradients, to the smallest change"
 LENT = "Along gradients, the target's own or those of surrogates"
 SCORES = "By scores"
 LABELS = "By labels alone"
+LEARNED = "Learned beforehand, one change for every input"
 
 
 def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
@@ -54,9 +56,9 @@ def _shelf(title: str) -> "RenderableType":
         table.add_column(no_wrap=True, width=max(map(len, _recipes())))
         table.add_column(overflow="fold", ratio=1)
         for r in recipes:
-            eps = "with or without eps" if smallest(r) else "needs an eps"
+            told = row(r)
             table.add_row(r.name, Text(r.doc))
-            table.add_row("", Text(f"{' '.join(r.norms)} · {eps} · {r.paper}", style="dim"))
+            table.add_row("", Text(f"{told['norms']} · eps {told['eps']} · {r.paper}", style="dim"))
         parts += [Text(what, style="bold"), table, Text()]
     return Group(*parts)
 
@@ -87,6 +89,12 @@ def _recipes() -> "dict[str, Recipe]":
     return RECIPES
 
 
+def made(recipe: "Recipe") -> "Attack[Any] | None":
+    """Return the attack with its default settings, None where the recipe must be told what to show."""
+    told = inspect.signature(recipe.make).parameters.values()
+    return None if any(p.default is p.empty for p in told) else recipe.make()
+
+
 def smallest(recipe: "Recipe") -> bool:
     """Whether the recipe also works with no eps given, where it looks for the smallest change."""
     import torch
@@ -94,8 +102,8 @@ def smallest(recipe: "Recipe") -> bool:
     from unfooled.core.threat import Ball
     from unfooled.norms import NORMS
 
-    balls = [Ball(NORMS[name]) for name in recipe.norms if name in NORMS]
-    return any(not recipe.make().unfit(torch.rand(1, 3, 8, 8), ball, 10) for ball in balls)
+    attack, balls = made(recipe), [Ball(NORMS[name]) for name in recipe.norms]
+    return attack is not None and any(not attack.unfit(torch.rand(1, 3, 8, 8), ball, 10) for ball in balls)
 
 
 def shelf() -> "dict[str, list[Recipe]]":
@@ -104,29 +112,34 @@ def shelf() -> "dict[str, list[Recipe]]":
     from unfooled.core.attack import Attack
 
     def group(recipe: "Recipe") -> str:
+        attack = made(recipe)
+        if attack is None:
+            return LEARNED
         if recipe.access < Access.GRADIENT:
             return SCORES if recipe.access is Access.SCORES else LABELS
-        lent = type(recipe.make()).through is not Attack.through
+        lent = type(attack).through is not Attack.through
         return LENT if lent else SMALLEST if smallest(recipe) else GIVEN
 
-    groups: dict[str, list[Recipe]] = {title: [] for title in (GIVEN, SMALLEST, LENT, SCORES, LABELS)}
+    groups: dict[str, list[Recipe]] = {title: [] for title in (GIVEN, SMALLEST, LENT, SCORES, LABELS, LEARNED)}
     for recipe in _recipes().values():
         groups[group(recipe)].append(recipe)
     return {title: recipes for title, recipes in groups.items() if recipes}
 
 
 def _attacks() -> list[dict[str, str]]:
-    return [
-        {
-            "name": r.name,
-            "what": r.doc,
-            "norms": " ".join(r.norms),
-            "eps": "with or without" if smallest(r) else "needed",
-            "needs": r.access.name.lower(),
-            "paper": r.paper,
-        }
-        for r in _recipes().values()
-    ]
+    return [row(r) for r in _recipes().values()]
+
+
+def row(r: "Recipe") -> dict[str, str]:
+    """Return what the table says of a recipe."""
+    return {
+        "name": r.name,
+        "what": r.doc,
+        "norms": " ".join(r.norms) or "any norm",
+        "eps": "or none" if smallest(r) else "needed" if r.norms else "of any size",
+        "needs": r.access.name.lower(),
+        "paper": r.paper,
+    }
 
 
 def _suites() -> list[dict[str, str]]:
