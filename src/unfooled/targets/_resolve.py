@@ -15,6 +15,7 @@ from unfooled.core.data import read_classes
 from unfooled.core.target import Target
 from unfooled.errors import InputError, MissingExtra, nearest
 from unfooled.targets._http import http
+from unfooled.targets._onnx import onnx
 from unfooled.targets._sklearn import is_estimator, sklearn
 from unfooled.targets._weights import SUFFIXES, fit_weights, load_weights
 from unfooled.targets.zoo import ZOO
@@ -52,9 +53,9 @@ def resolve(
 
     Args:
         spec: a name of the zoo; `path/to/file.py:name`, where `name` is a function that returns a module, a fitted
-            scikit-learn classifier or a `Target`, or is one of these; the address of an HTTP endpoint; a timm name,
-            also written `timm:name`; a module, callable or classifier; or a `Target`, which passes through when nothing
-            else is given.
+            scikit-learn classifier or a `Target`, or is one of these; an ONNX file; the address of an HTTP endpoint;
+            a timm name, also written `timm:name`; a module, callable or classifier; or a `Target`, which passes through
+            when nothing else is given.
         weights: a file of weights: .safetensors, or .pth, .pt, .th with tensors alone. Every key and shape must fit.
         mean, std: per-channel normalisation before the module, for inputs in [0, 1]; a timm name brings its own.
         classes: one name per class, or a file of them (one per line, or JSON).
@@ -105,7 +106,7 @@ def resolve(
 
 def _as(made: Target, given: Target) -> Target:
     """Return the target `made`, read and asked as `given` is."""
-    for own in ("access", "reject", "output", "kind", "labels", "batch", "draws", "rounding"):
+    for own in ("access", "reject", "output", "kind", "labels", "batch", "draws", "rounding", "note"):
         setattr(made, own, getattr(given, own))
     return made
 
@@ -144,6 +145,8 @@ def _by_string(text: str, *, own_weights: bool, allow_hub: bool | None) -> tuple
         return ZOO[text].build(trained=not own_weights), {"classes": ZOO[text].classes}
     if text.startswith(("http://", "https://")):
         return http(text, key_env=HTTP_KEY if os.environ.get(HTTP_KEY) else None), {}
+    if text.endswith(".onnx"):
+        return onnx(text), {}
     if text.startswith("timm:"):
         return _from_timm(text.removeprefix("timm:"), own_weights=own_weights, allow_hub=allow_hub)
     path, colon, attribute = text.rpartition(":")
