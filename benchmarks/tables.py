@@ -1,11 +1,12 @@
-"""Tables in Markdown from the committed results; README shows them between markers.
+"""Tables in Markdown from the committed results; README and pages of docs show them between markers.
 
-python -m benchmarks.tables           rewrite README's tables
+python -m benchmarks.tables           rewrite the pages' tables
 python -m benchmarks.tables --print   print them
 """
 
 from __future__ import annotations
 
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -14,7 +15,9 @@ from typing import Any
 
 from benchmarks import results
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = (README, ROOT / "docs" / "shelf.md")
 
 
 def standard() -> str:
@@ -61,6 +64,170 @@ def cost() -> str:
     )
 
 
+OURS = "unfooled"
+
+
+def shelf() -> str:
+    """Every attack of the shelf against its public implementations: a summary, then each implementation."""
+    entries = results.read("shelf")
+    parts = []
+    for case in dict.fromkeys(entry["case"] for entry in entries.values()):
+        groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        for entry in entries.values():
+            if entry["case"] == case:
+                groups.setdefault((entry["attack"], entry["norm"]), {})[entry["side"]] = entry
+        ordered = {key: groups[key] for key in sorted(groups, key=_place)}
+        compared = [_against(*key, sides) for key, sides in ordered.items() if OURS in sides]
+        head = (
+            "attack", "norm", "budget", "strongest public", "success", "median change", "image by image",
+            "fastest public", "CPU seconds", "rejected points, public", "rejected points, ours",
+        )  # fmt: skip
+        parts += [f"### {case}: ours against the best public implementation", markdown(head, compared, left=4)]
+        head = (
+            "attack", "norm", "implementation", "success", "median change", "forward", "backward", "CPU seconds",
+            "claimed", "rejected",
+        )  # fmt: skip
+        each = [_alone(side) for sides in ordered.values() for side in sorted(sides.values(), key=_first)]
+        parts += [f"### {case}: every implementation", markdown(head, each, left=3)]
+    return "\n\n".join([*parts, origin(entries)])
+
+
+def _place(key: tuple[str, str]) -> tuple[int, str]:
+    from benchmarks.shelf import TASKS
+
+    order = [task.attack for task in TASKS]
+    return (order.index(key[0]) if key[0] in order else len(order), "linf l2 l1 l0".index(key[1]))  # type: ignore
+
+
+def _first(entry: dict[str, Any]) -> tuple[bool, str]:
+    return entry["side"] != OURS, entry["side"].lower()
+
+
+def sizes(entry: dict[str, Any]) -> list[float]:
+    """Return the size of the change per image, infinite where the implementation broke nothing."""
+    return [math.inf if word == "-" else float(word) for word in entry["distances"].split()]
+
+
+def strength(entry: dict[str, Any]) -> tuple[float, float]:
+    """Return what makes an implementation strong, larger is stronger: success, and without eps the smaller median."""
+    if entry["eps"] is not None:
+        return entry["success"] / entry["n"], 0.0
+    return entry["success"] / entry["n"] if entry["median"] is None else 1.0, -change(entry)
+
+
+def change(entry: dict[str, Any]) -> float:
+    """Return the median change over all images, failures infinite; of L0, whose values are few, the mean."""
+    found = sizes(entry)
+    if entry["norm"] == "l0":
+        return sum(found) / len(found)
+    return math.inf if entry["median"] is None else entry["median"]
+
+
+def _against(attack: str, norm: str, sides: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the summary's row: this package against the strongest and the fastest public implementation."""
+    ours = sides[OURS]
+    public = [side for name, side in sides.items() if name != OURS and "failed" not in side]
+    row = [f"`{attack}`", {"linf": "Linf"}.get(norm, norm.upper()), ours["budget"]]
+    if not public or "failed" in ours:
+        return [*row, "none that installs and runs", share(ours), size(ours), "", "", seconds(ours), "", rejected(ours)]
+    best = max(public, key=lambda side: (*strength(side), -side["cpu_seconds"]))
+    near = [side for side in public if _near(side, best)]
+    fast = min(near, key=lambda side: side["cpu_seconds"])
+    claims, wrong = sum(side["claimed"] for side in public), sum(side["rejected"] for side in public)
+    return [
+        *row, best["side"], f"{share(best)} → {share(ours)}", f"{size(best)} → {size(ours)}", paired(best, ours),
+        fast["side"], f"{seconds(fast)} → {seconds(ours)}",
+        f"{wrong / claims:.1%}" if claims else "0%", rejected(ours),
+    ]  # fmt: skip
+
+
+def _near(entry: dict[str, Any], best: dict[str, Any]) -> bool:
+    """Whether an implementation is within 1% of the strongest one: only such a one is called fast."""
+    if entry["eps"] is not None:
+        return strength(entry)[0] >= strength(best)[0] - 0.01
+    return change(entry) <= 1.01 * change(best) if math.isfinite(change(best)) else strength(entry) >= strength(best)
+
+
+def paired(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Return who does better on how many images: broken by one side only, or changed by 1% less."""
+    if ours["n"] != theirs["n"]:
+        return ""
+    pairs = list(zip(sizes(theirs), sizes(ours), strict=True))
+    if ours["eps"] is not None:
+        worse, better = (sum(math.isfinite(p[i]) > math.isfinite(p[1 - i]) for p in pairs) for i in (0, 1))
+    else:
+        worse, better = (sum(p[i] < p[1 - i] * 0.99 for p in pairs) for i in (0, 1))
+    return f"{worse} theirs, {better} ours"
+
+
+def share(entry: dict[str, Any]) -> str:
+    """Return the success of an implementation."""
+    return "failed" if "failed" in entry else f"{entry['success'] / entry['n']:.1%}"
+
+
+def size(entry: dict[str, Any]) -> str:
+    """Return the change that an implementation needs, where the smallest is asked for."""
+    if "failed" in entry or entry["eps"] is not None:
+        return ""
+    found = change(entry)
+    return "none" if math.isinf(found) else f"{found:.4g}"
+
+
+def seconds(entry: dict[str, Any]) -> str:
+    """Return the CPU seconds of a run."""
+    return "" if "failed" in entry else f"{entry['cpu_seconds']:.3g}"
+
+
+def rejected(entry: dict[str, Any]) -> str:
+    """Return the share of claimed points that the independent check rejects."""
+    return "" if "failed" in entry or not entry["claimed"] else f"{entry['rejected'] / entry['claimed']:.1%}"
+
+
+def _alone(entry: dict[str, Any]) -> list[str]:
+    name = entry["side"] + (f" ({entry['note']})" if entry["note"] and entry["side"] != OURS else "")
+    row = [f"`{entry['attack']}`", {"linf": "Linf"}.get(entry["norm"], entry["norm"].upper())]
+    if "failed" in entry:
+        return [*row, f"{name}: {plain(entry['failed'])}", "failed", "", "", "", "", "", ""]
+    return [
+        *row, name, share(entry), size(entry), number(entry["forward"]), number(entry["backward"]), seconds(entry),
+        str(entry["claimed"]), str(entry["rejected"]),
+    ]  # fmt: skip
+
+
+def plain(sentence: str) -> str:
+    """Return what a library raised as text that does not break a table."""
+    return sentence.replace("|", "/").replace("`", "'").replace("\n", " ")
+
+
+def queries() -> str:
+    """Success and median change of black-box attacks after so many questions per image."""
+    entries = results.read("queries")
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for entry in entries.values():
+        groups.setdefault((entry["case"], entry["access"], entry["norm"]), []).append(entry)
+    parts = []
+    for (case, access, norm), found in groups.items():
+        found.sort(key=lambda entry: (entry["attack"], *_first(entry)))
+        first = found[0]
+        named = {"linf": "Linf"}.get(norm, norm.upper())
+        grid = [f"{k:,}" for k in first["grid"]]
+        parts.append(f"### {case}, {access} alone, {named}: broken within {first['eps']:g} after so many queries")
+        lines = [[*_who(e), *(f"{s / e['n']:.0%}" for s in e["success"])] for e in found]
+        parts.append(markdown(("attack", "implementation", *grid), lines, left=2))
+        smallest = [entry for entry in found if entry["smallest"]]
+        if smallest:
+            parts.append(f"### {case}, {access} alone, {named}: median change after so many queries")
+            lines = [[*_who(e), *("none" if m is None else f"{m:.3g}" for m in e["median"])] for e in smallest]
+            parts.append(markdown(("attack", "implementation", *grid), lines, left=2))
+    return "\n\n".join([*parts, origin(entries)])
+
+
+def _who(entry: dict[str, Any]) -> tuple[str, str]:
+    raised = f"; raised on {entry['raised']} of {entry['n']}: {plain(entry['raised_first'])}" if entry["raised"] else ""
+    note = f" ({entry['note']})" if entry["note"] and entry["side"] != OURS else ""
+    return f"`{entry['attack']}`", entry["side"] + note + raised
+
+
 def engine() -> str:
     """Time of a PGD step through the engine against a bare loop."""
     head = ("network", "rows", "steps", "bare loop, CPU ms a step", "engine, CPU ms a step", "ratio", "aim")
@@ -80,7 +247,13 @@ def engine() -> str:
     return markdown(head, rows, left=1) + "\n\n" + origin(entries)
 
 
-TABLES: dict[str, Callable[[], str]] = {"standard": standard, "cost": cost, "engine": engine}
+TABLES: dict[str, Callable[[], str]] = {
+    "standard": standard,
+    "cost": cost,
+    "engine": engine,
+    "shelf": shelf,
+    "queries": queries,
+}
 
 
 def markdown(head: tuple[str, ...], rows: list[list[str]], *, left: int) -> str:
@@ -116,11 +289,12 @@ def filled(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite README, or print the tables."""
+    """Rewrite the pages, or print the tables."""
     if "--print" in sys.argv[1:]:
         print("\n\n".join(table() for table in TABLES.values()))
         return
-    README.write_text(filled(README.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

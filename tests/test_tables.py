@@ -1,4 +1,4 @@
-"""README's tables are what the committed results say."""
+"""The tables of README and docs are what the committed results say."""
 
 import copy
 import json
@@ -11,16 +11,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import results, tables
 
-README = tables.README.read_text(encoding="utf-8")
-MARKED = [name for name in tables.TABLES if f"<!-- table: {name} -->" in README]
+TEXTS = {page.name: page.read_text(encoding="utf-8") for page in tables.PAGES}
 
 
-def test_readme_marks_a_place_for_every_table() -> None:
-    assert sorted(tables.TABLES) == sorted(MARKED)
+@pytest.mark.parametrize("name", sorted(tables.TABLES))
+def test_every_table_has_a_place_on_one_page(name: str) -> None:
+    assert sum(text.count(f"<!-- table: {name} -->") for text in TEXTS.values()) == 1
 
 
-def test_readme_shows_the_committed_results() -> None:
-    assert tables.filled(README) == README, "run `python -m benchmarks.tables` and commit README.md"
+@pytest.mark.parametrize("page", sorted(TEXTS))
+def test_pages_show_the_committed_results(page: str) -> None:
+    assert tables.filled(TEXTS[page]) == TEXTS[page], f"run `python -m benchmarks.tables` and commit {page}"
 
 
 def _numbers(value: object) -> object:
