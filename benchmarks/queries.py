@@ -19,6 +19,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -223,6 +224,7 @@ def main() -> None:
     parser.add_argument("attack", nargs="*", help="all by default")
     parser.add_argument("--case", choices=list(SETTINGS), action="append")
     parser.add_argument("--n", type=int, default=50, help="images")
+    parser.add_argument("--folder", type=Path, default=results.FOLDER, help="where the results are")
     parser.add_argument("--side", action="append", help="an implementation; all by default")
     parser.add_argument("--ours", action="store_true", help=f"--side {OURS} --again")
     parser.add_argument("--again", action="store_true")
@@ -233,14 +235,14 @@ def main() -> None:
     for name in given.case or reversed(SETTINGS):
         for task in TASKS:
             if not given.attack or task.attack in given.attack:
-                _task(SETTINGS[name], task, given.n, sides, again=again)
+                _task(SETTINGS[name], task, given.n, sides, given.folder, again=again)
 
 
-def _task(setting: Setting, task: Task, n: int, sides: list[str] | None, *, again: bool) -> None:
+def _task(setting: Setting, task: Task, n: int, sides: list[str] | None, folder: Path, *, again: bool) -> None:
     network, x, y = setting.load()
     eps = setting.eps[task.norm]
     q = Question(x[:n], y[:n], task.norm, math.inf if task.smallest else eps, GRID[-1])
-    known = results.read("queries")
+    known = results.read("queries", folder=folder)
     implementations: list[tuple[str, peers.Adapter | None, str]] = []
     if task.attack in RECIPES:
         implementations.append((OURS, None, task.recipe))
@@ -273,7 +275,7 @@ def _task(setting: Setting, task: Task, n: int, sides: list[str] | None, *, agai
             "version": uf.__version__ if run is None else peers.installed(side),
             "raised": len(raised), "raised_first": raised[0] if raised else "",
         }  # fmt: skip
-        record("queries", key, about | found)
+        record("queries", key, about | found, folder)
         print(
             f"{key}: success {found['success']} median {found['median']} raised {len(raised)} "
             f"{raised[0] if raised else ''} cpu {time.process_time() - begun:.1f}",

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import math
+import os
 import random
 import signal
 import time
@@ -23,6 +24,7 @@ import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -257,12 +259,15 @@ def _number(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
 
 
-def record(name: str, key: str, entry: dict[str, Any]) -> None:
+def record(name: str, key: str, entry: dict[str, Any], folder: Path) -> None:
     """Write one entry; two processes may measure side by side."""
-    results.SCRATCH.mkdir(parents=True, exist_ok=True)
-    with open(results.SCRATCH / f"{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        results.write(name, key, entry, folder=results.FOLDER)
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        results.write(name, key, entry, folder=folder)
+    finally:
+        os.close(handle)
 
 
 @dataclass(frozen=True)
@@ -316,6 +321,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("attack", nargs="*", help="all by default")
     parser.add_argument("--case", choices=list(SETTINGS), action="append")
+    parser.add_argument("--folder", type=Path, default=results.FOLDER, help="where the results are")
     parser.add_argument("--side", action="append", help="an implementation; all by default")
     parser.add_argument("--ours", action="store_true", help=f"--side {OURS} --again")
     parser.add_argument("--again", action="store_true", help="measure what is known already too")
@@ -326,7 +332,7 @@ def main() -> None:
     peers.prepare()
     for name in given.case or SETTINGS:
         network, x, y = SETTINGS[name].load()
-        known = results.read("shelf")
+        known = results.read("shelf", folder=given.folder)
         for row in rows(SETTINGS[name]):
             if (given.attack and row.task.attack not in given.attack) or (sides and row.side not in sides):
                 continue
@@ -347,7 +353,7 @@ def main() -> None:
             }  # fmt: skip
             entry = about | measure(network, q, row.run)
             if not given.dry:
-                record("shelf", row.key, entry)
+                record("shelf", row.key, entry, given.folder)
             shown = ("failed", "success", "rejected", "median", "forward", "backward", "cpu_seconds")
             print(f"{row.key}:", *(f"{k} {entry[k]}" for k in shown if k in entry), flush=True)
 
