@@ -48,8 +48,10 @@ def page() -> str:
 
 def _group(title: str, recipes: list[Recipe]) -> Iterator[str]:
     yield f"## {title}\n"
-    head = "attack", "what it does", "norms", "eps", "cost", "paper"
-    yield _table(head, [(_code(r.name), r.doc, row(r)["norms"], row(r)["eps"], _cost(r), r.paper) for r in recipes])
+    head = "attack", "what it does", "access", "norms", "eps", "cost", "paper"
+    told = [row(r) | {"cost": _cost(r)} for r in recipes]
+    names = "what", "needs", "norms", "eps", "cost", "paper"
+    yield _table(head, [(_code(t["name"]), *(t[name] for name in names)) for t in told])
     climbing = [(r, attack) for r in recipes if isinstance(attack := made(r), GradientAttack)]
     if climbing:
         head = "attack", "loss", "aim", "sense", "move", "rate", "radius", "start"
@@ -96,7 +98,9 @@ def _cost(recipe: Recipe) -> str:
     """Return what a step costs, as counted over three steps, and how many there are."""
     attack = made(recipe)
     if attack is None:
-        return "one look"
+        return "(1 + 0) × 1"  # it shows what was learned
+    if not recipe.norms:
+        return f"({attack.queries_per_step} + 0) × {attack.steps:,}"
     door = Oracle(as_target(Linear.random(SHAPE, CLASSES, seed=0)), recipe.access)
     x = torch.rand(2, *SHAPE, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

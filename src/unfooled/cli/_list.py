@@ -18,7 +18,7 @@ SMALLEST = "Along gradients, to the smallest change"
 LENT = "Along gradients, the target's own or those of surrogates"
 SCORES = "By scores"
 LABELS = "By labels alone"
-LEARNED = "Learned beforehand, one change for every input"
+OTHER = "For changes that no norm measures, and those learned beforehand"
 
 
 def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
@@ -85,8 +85,9 @@ def _table(title: str, rows: list[dict[str, str]]) -> "RenderableType":
 
 def _recipes() -> "dict[str, Recipe]":
     from unfooled.attacks import RECIPES
+    from unfooled.core.attack import SPECIAL
 
-    return RECIPES
+    return RECIPES | SPECIAL
 
 
 def made(recipe: "Recipe") -> "Attack[Any] | None":
@@ -113,14 +114,14 @@ def shelf() -> "dict[str, list[Recipe]]":
 
     def group(recipe: "Recipe") -> str:
         attack = made(recipe)
-        if attack is None:
-            return LEARNED
+        if attack is None or not recipe.norms:
+            return OTHER
         if recipe.access < Access.GRADIENT:
             return SCORES if recipe.access is Access.SCORES else LABELS
         lent = type(attack).through is not Attack.through
         return LENT if lent else SMALLEST if smallest(recipe) else GIVEN
 
-    groups: dict[str, list[Recipe]] = {title: [] for title in (GIVEN, SMALLEST, LENT, SCORES, LABELS, LEARNED)}
+    groups: dict[str, list[Recipe]] = {title: [] for title in (GIVEN, SMALLEST, LENT, SCORES, LABELS, OTHER)}
     for recipe in _recipes().values():
         groups[group(recipe)].append(recipe)
     return {title: recipes for title, recipes in groups.items() if recipes}
@@ -135,8 +136,8 @@ def row(r: "Recipe") -> dict[str, str]:
     return {
         "name": r.name,
         "what": r.doc,
-        "norms": " ".join(r.norms) or "any norm",
-        "eps": "or none" if smallest(r) else "needed" if r.norms else "of any size",
+        "norms": " ".join(r.norms) or "none of its own",
+        "eps": "or none" if smallest(r) else "needed" if r.norms else "the threat's",
         "needs": r.access.name.lower(),
         "paper": r.paper,
     }

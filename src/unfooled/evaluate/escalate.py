@@ -10,7 +10,7 @@ from ..attacks.gradient import GradientAttack, apgd, apgd_targeted, pgd, pgd_tar
 from ..attacks.parts import Sense
 from ..attacks.search import square
 from ..core.access import Access
-from ..core.attack import Attack
+from ..core.attack import SPECIAL, Attack
 from .checkup import Checkup
 
 TRANSFER = (
@@ -81,7 +81,7 @@ def family(name: str) -> str:
     for sense in ("straight", "smooth", "transfer"):
         if f"sense={sense!r}" in name:
             return sense
-    known = RECIPES.get(name.partition("(")[0])
+    known = (RECIPES | SPECIAL).get(name.partition("(")[0])
     access = known.access if known else Access.GRADIENT
     return {Access.GRADIENT: "gradient", Access.SCORES: "score"}.get(access, "decision")
 
