@@ -58,6 +58,8 @@ SMALL: dict[str, dict[str, Any]] = {  # sizes for the laws that do not depend on
     "vni_fgsm": {"neighbours": 3},
     "ddn": {"steps": 12},
     "fmn": {"steps": 12},
+    "one_pixel": {"queries": 30, "population": 10},
+    "jsma": {"steps": 12},
     "pdpgd": {"steps": 15},
     "alma": {"steps": 15},
     "ead": {"steps": 6, "searches": 2, "weight": 10.0},

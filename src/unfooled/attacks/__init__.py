@@ -25,6 +25,8 @@ from .smallest import ddn as ddn
 from .smallest import ead as ead
 from .smallest import fmn as fmn
 from .smallest import pdpgd as pdpgd
+from .sparse import jsma as jsma
+from .sparse import one_pixel as one_pixel
 from .sparse import sigma_zero as sigma_zero
 from .suites import SUITES as SUITES
 from .suites import Suite as Suite

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from .._rows import column, where
-from ..core.attack import Problem, Trial, recipe
+from .._rows import Batch, column, where
+from ..core.access import Access
+from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
-from ..core.threat import Ball
+from ..core.threat import Ball, Threat
 from ..norms import LINF
 from .parts import check_counts, check_size, climb
 from .smallest import Minimum, cosine, masked
@@ -38,6 +39,10 @@ class Best:
         new = Best(x, count, grad, torch.zeros_like(self.fails))
         kept: Best = where(better, new, replace(self, fails=self.fails + 1))
         return kept
+
+    def done(self) -> Tensor:
+        """Whether every change was tried to be undone since the last success, bool [b]."""
+        return self.fails > 2 * self.count
 
     def pruned(self, p: Problem) -> Tensor:
         """Return a point with one change less, [b, ...]: by turns every change is undone, the least useful first.
@@ -133,3 +138,174 @@ class SigmaZero(Minimum[SigmaState]):
 def sigma_zero(steps: int = 100, step_size: float = 1.0, sigma: float = 1e-3, threshold: float = 0.3) -> SigmaZero:
     """sigma-zero: gradient steps on a smooth count of the changed values; small changes are cut off."""
     return SigmaZero(length=steps, size=step_size, sigma=sigma, threshold=threshold)
+
+
+@dataclass
+class SaliencyState:
+    """Per row: step t [b], iterate x [b, ...] and the best point."""
+
+    t: Tensor
+    x: Tensor
+    best: Best
+
+
+@dataclass(frozen=True, repr=False)
+class Saliency(Minimum[SaliencyState]):
+    """JSMA: one value per step goes to a wall of the box, the one of the largest saliency (eq. 8, eq. 9 downwards).
+
+    Saliency is the slope of the wanted class times minus the slopes of the others together, where the first rises and
+    these fall, times the room that is left; where no value has any, the slope of the margin times the room. With no
+    wanted class it is the most likely wrong one at each step. `classes` of the most likely ones stand for all others.
+    Once it succeeds, changes are taken out one by one.
+    """
+
+    norms: tuple[str, ...] = ("l0",)
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no attack."""
+        check_counts(steps=self.length, classes=self.classes)
+
+    def init(self, p: Problem) -> SaliencyState:
+        """Start at the original."""
+        assert isinstance(p.x0, Tensor)
+        return SaliencyState(torch.zeros_like(p.y), p.x0, Best.none(p))
+
+    def step(self, p: Problem, s: SaliencyState) -> tuple[SaliencyState, Trial]:
+        """Look at x and change one value more, or after a success one less."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+
+        def likely(scores: Tensor) -> Tensor:
+            """The wanted class, then the most likely others, [b, c]."""
+            own = p.y.view(-1, 1)
+            first = scores.scatter(1, own, -torch.inf).argmax(1, keepdim=True) if p.to is None else p.to.view(-1, 1)
+            rest = scores.scatter(1, own, torch.inf).scatter(1, first, -torch.inf)  # the label is always among them
+            return torch.cat([first, rest.topk(min(self.classes, scores.shape[1]) - 1, dim=1).indices], 1)
+
+        answer, z, grads = p.oracle.jacobian(s.x, likely)
+        won = advantage(answer, p.y, p.to) > 0
+        grads = grads.flatten(2).to(s.x.dtype)
+        rival = z[:, 1:].argmax(1) + 1
+        slope = grads[:, 0] - grads[torch.arange(len(rival), device=rival.device), rival]  # of the margin, [b, d]
+        best = s.best.seen(p, s.x, won, masked(p, slope.view_as(s.x)))
+        up, others = (masked(p, g.view_as(s.x)).flatten(1) for g in (grads[:, 0], grads[:, 1:].sum(1)))
+        lo, hi = p.threat.bounds
+        flat, slope = s.x.flatten(1), masked(p, slope.view_as(s.x)).flatten(1)
+        fresh = flat == p.x0.flatten(1)
+        agree = (up * others < 0) & fresh
+        salient = torch.where(agree, up.abs() * others.abs() * torch.where(up > 0, hi - flat, flat - lo), 0.0)
+        plain = torch.where(fresh, slope.abs() * torch.where(slope > 0, hi - flat, flat - lo), 0.0)
+        some = salient.amax(1, keepdim=True) > 0
+        at = torch.where(some, salient, plain).argmax(1, keepdim=True)
+        wall = torch.where(torch.where(some, up, slope).gather(1, at) > 0, hi, lo)
+        more = torch.where((torch.where(some, salient, plain).gather(1, at) > 0), wall, flat.gather(1, at))
+        x = p.threat.project(flat.scatter(1, at, more.to(flat.dtype)).view_as(s.x), p.x0, torch.inf)
+        return SaliencyState(s.t + 1, where(best.count.isfinite(), best.pruned(p), x), best), Trial(s.x, answer)
+
+    def finished(self, p: Problem, s: SaliencyState) -> Tensor:
+        """Rows whose best point loses with every change that is taken out."""
+        return s.best.done()
+
+
+@recipe("Papernot et al. 2016, arXiv 1511.07528", ("l0",), smallest=1.01)
+def jsma(steps: int = 100, classes: int = 10) -> Saliency:
+    """JSMA: changes one value after another by the saliency map, then takes out what was not needed."""
+    return Saliency(length=steps, classes=classes)
+
+
+@dataclass
+class PixelState:
+    """Per row: query t [b], the population's genes [b, n, g] in [0, 1] and their values [b, n]; the child [b, g]."""
+
+    t: Tensor
+    genes: Tensor
+    value: Tensor
+
+
+@dataclass(frozen=True, repr=False)
+class OnePixel(Attack[PixelState]):
+    """Differential evolution over places and colours of a few pixels, one query per row and step.
+
+    A candidate is, per pixel, its place and its values. Every child r1 + 0.5 (r2 - r3) of the population meets the
+    father of its number, and the better one stays. As many pixels as the ball allows, `pixels` at most; where it does
+    not allow a whole pixel of all channels, single values.
+    """
+
+    queries: int = 2000
+    pixels: int = 5
+    population: int = 50
+    access = Access.SCORES
+
+    def __post_init__(self) -> None:
+        """Refuse settings that make no attack."""
+        check_counts(queries=self.queries, pixels=self.pixels, population=self.population)
+
+    @property
+    def steps(self) -> int:
+        """Queries per row."""
+        return self.queries
+
+    def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
+        """L0 balls with a finite eps on tensors."""
+        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
+            return "needs inputs that are tensors and a norm ball"
+        if threat.norm.name != "l0":
+            return f"has no step for {threat.norm.symbol}; it takes l0"
+        return "" if threat.bounded else "needs a finite eps"
+
+    def _layout(self, p: Problem) -> tuple[int, tuple[int, ...], int]:
+        """Return how many values a pixel has, the sizes of the places' axes, and how many pixels change."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        shape = tuple(p.x0.shape[1:])
+        deep = len(shape) >= 3 and p.threat.eps >= shape[0]
+        channels, places = (shape[0], shape[1:]) if deep else (1, shape)
+        return channels, places, max(1, min(int(min(p.threat.eps, 1e9)) // channels, self.pixels))
+
+    def init(self, p: Problem) -> PixelState:
+        """Draw the population: places uniform, values normal around the middle of the box, as published."""
+        assert isinstance(p.x0, Tensor)
+        channels, places, pixels = self._layout(p)
+        shape = (self.population, pixels)
+        at = p.noise.uniform(0, (*shape, len(places)), dtype=p.x0.dtype)
+        values = (0.5 + 0.5 * p.noise.normal(0, (*shape, channels), salt=1, dtype=p.x0.dtype)).clamp(0, 1)
+        genes = torch.cat([at, values], 3).flatten(2)
+        return PixelState(torch.zeros_like(p.y), genes, torch.full_like(genes[:, :, 0], -torch.inf))
+
+    def step(self, p: Problem, s: PixelState) -> tuple[PixelState, Trial]:
+        """Show one candidate: of the first population, then a child."""
+        assert isinstance(p.x0, Tensor)
+        n, (channels, places, pixels) = self.population, self._layout(p)
+        row = torch.arange(len(s.t), device=s.t.device)
+        father = s.t % n
+        a, b, c = (s.genes[row, p.noise.integers(s.t + 1, n, salt=2 + i)] for i in range(3))
+        child = (a + 0.5 * (b - c)).view(len(row), pixels, -1)
+        at, values = child[..., : len(places)] % 1, child[..., len(places) :].clamp(0, 1)
+        child = torch.where((s.t < n).view(-1, 1), s.genes[row, father], torch.cat([at, values], 2).flatten(1))
+        x = self._painted(p, child.view(len(row), pixels, -1), channels, places)
+        answer = p.oracle.scores(x)
+        assert answer.scores is not None
+        value = climb("margin", p.y, p.to, paired=False)(answer.scores).to(s.value.dtype).nan_to_num(nan=-torch.inf)
+        better = value >= s.value[row, father]
+        mine = torch.nn.functional.one_hot(father, n).bool() & better.view(-1, 1)
+        genes = torch.where(mine.unsqueeze(2), child.unsqueeze(1), s.genes)
+        return PixelState(s.t + 1, genes, torch.where(mine, value.view(-1, 1), s.value)), Trial(x, answer)
+
+    @staticmethod
+    def _painted(p: Problem, genes: Tensor, channels: int, places: tuple[int, ...]) -> Tensor:
+        """Return the originals with the pixels of `genes` [b, pixels, axes + channels] painted, [b, ...]."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        lo, hi = p.threat.bounds
+        x = p.x0.reshape(len(p.x0), channels, -1)
+        for i in range(genes.shape[1]):
+            at = torch.zeros_like(p.y)
+            for axis, size in enumerate(places):
+                at = at * size + (genes[:, i, axis] * size).long().clamp(max=size - 1)
+            values = lo + (hi - lo) * genes[:, i, len(places) :]
+            x = x.scatter(2, at.view(-1, 1, 1).expand(-1, channels, 1), values.unsqueeze(2))
+        return p.threat.project(x.view_as(p.x0).clamp(lo, hi), p.x0)
+
+
+@recipe("Su, Vargas, Sakurai 2019, arXiv 1710.08864", ("l0",), Access.SCORES)
+def one_pixel(queries: int = 2000, pixels: int = 5, population: int = 50) -> OnePixel:
+    """One-pixel: differential evolution over the places and colours of a few pixels; asks for scores alone."""
+    return OnePixel(queries=queries, pixels=pixels, population=population)
