@@ -41,4 +41,6 @@ from .transfer import vmi_fgsm as vmi_fgsm
 from .transfer import vni_fgsm as vni_fgsm
 from .walk import cgba as cgba
 from .walk import geoda as geoda
+from .walk import boundary as boundary
 from .walk import hop_skip_jump as hop_skip_jump
+from .walk import surfree as surfree

@@ -6,6 +6,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from .._noise import Noise
 from .._rows import Batch, where
 from ..core.access import Access
 from ..core.attack import Attack, Problem, Trial, recipe
@@ -178,6 +179,29 @@ def _image(d: Tensor) -> Tensor:
         case 3:
             return d.unsqueeze(1)
     return d.reshape(len(d), -1, *d.shape[-2:])
+
+
+def wave(index: Tensor, like: Tensor) -> Tensor:
+    """Return the waves `index` int64 [b] of the orthonormal cosine transform (DCT-II) per channel, shaped as `like`."""
+    b, c, h, w = _image(like).shape
+    channel, place = index // (h * w), index % (h * w)
+    rows, columns = _cosine(h, place // w, like), _cosine(w, place % w, like)
+    here = (torch.arange(c, device=index.device) == channel.view(-1, 1)).to(like.dtype)
+    return (here.view(b, c, 1, 1) * rows.view(b, 1, h, 1) * columns.view(b, 1, 1, w)).view_as(like)
+
+
+def _cosine(size: int, k: Tensor, like: Tensor) -> Tensor:
+    at = torch.arange(size, device=k.device, dtype=like.dtype) + 0.5
+    k = k.view(-1, 1).to(like.dtype)
+    return torch.cos(k * at * (torch.pi / size)) * torch.where(k > 0, 2.0, 1.0).div(size).sqrt().to(like.dtype)
+
+
+def low_first(noise: Noise, x: Tensor, spread: float = 0.3) -> Tensor:
+    """Return the waves of x [b, ...] by rising frequency, shuffled over `spread` of the range, int64 [b, d]."""
+    _, c, h, w = _image(x).shape
+    down, across = torch.arange(h, device=x.device) / h, torch.arange(w, device=x.device) / w
+    frequency = torch.maximum(down.view(1, h, 1), across.view(1, 1, w)).expand(c, h, w).reshape(1, -1)
+    return (frequency + spread * noise.uniform(0, (c * h * w,), salt=9)).argsort(dim=1)
 
 
 def _length(d: Tensor, axes: tuple[int, ...]) -> Tensor:
