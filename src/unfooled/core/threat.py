@@ -146,7 +146,7 @@ class Ball(Threat):
         else:
             near, at = (z.double() - lo) * scale, (origin - lo) * scale
             k = torch.where(near >= at, (near + 1e-4).floor(), (near - 1e-4).ceil())
-        return lo + (k.clamp(0, self.levels).to(z.dtype) / self.levels) * (hi - lo)
+        return self._held(lo + (k.clamp(0, self.levels).to(z.dtype) / self.levels) * (hi - lo), x)
 
     def steepest(self, g: Tensor, x: Tensor) -> Tensor:
         """Return the norm's unit step of largest increase at x, [b, ...]; sparse norms leave out what meets the box."""
