@@ -19,6 +19,8 @@ from .linear import deepfool as deepfool
 from .linear import fab as fab
 from .linear import fab_targeted as fab_targeted
 from .linear import superdeepfool as superdeepfool
+from .patches import learn_patch as learn_patch
+from .patches import patch as patch
 from .search import square as square
 from .smallest import alma as alma
 from .smallest import ddn as ddn
@@ -28,6 +30,10 @@ from .smallest import pdpgd as pdpgd
 from .sparse import jsma as jsma
 from .sparse import one_pixel as one_pixel
 from .sparse import sigma_zero as sigma_zero
+from .spatial import moving as moving
+from .spatial import pose_grid as pose_grid
+from .spatial import posed as posed
+from .spatial import worst_of as worst_of
 from .suites import SUITES as SUITES
 from .suites import Suite as Suite
 from .suites import suite as suite
@@ -39,8 +45,8 @@ from .transfer import si_fgsm as si_fgsm
 from .transfer import ti_fgsm as ti_fgsm
 from .transfer import vmi_fgsm as vmi_fgsm
 from .transfer import vni_fgsm as vni_fgsm
+from .walk import boundary as boundary
 from .walk import cgba as cgba
 from .walk import geoda as geoda
-from .walk import boundary as boundary
 from .walk import hop_skip_jump as hop_skip_jump
 from .walk import surfree as surfree
