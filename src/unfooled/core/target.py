@@ -251,8 +251,8 @@ def _tensor(out: Any) -> Any:
     if isinstance(out, list) and out and all(isinstance(v, list | tuple | int | float | np.number) for v in out):
         try:
             out = np.asarray(out)
-        except ValueError:  # rows of different lengths
-            return out
+        except ValueError:
+            raise TargetError("The target returns a list whose rows have different lengths.") from None
     return torch.from_numpy(np.array(out)) if isinstance(out, np.ndarray) and out.dtype.kind in "fiub" else out
 
 
