@@ -43,7 +43,8 @@ def attack(
     image
         A picture file, or the number of an image of the data set.
     target
-        A name from `unfooled list targets`, path/to/file.py:callable that returns a torch module, or a timm name.
+        A name from `unfooled list targets`, path/to/file.py:callable that returns a torch module or a scikit-learn
+        classifier, an ONNX file (model.onnx), the address of an endpoint (https://...), or a timm name.
     to
         Class to turn it into, by name or number [default: any other class].
     threat

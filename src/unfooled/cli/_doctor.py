@@ -35,7 +35,8 @@ def doctor(
     Parameters
     ----------
     target
-        A name from `unfooled list targets`, path/to/file.py:callable that returns a torch module, or a timm name.
+        A name from `unfooled list targets`, path/to/file.py:callable that returns a torch module or a scikit-learn
+        classifier, an ONNX file (model.onnx), the address of an endpoint (https://...), or a timm name.
     data
         A name from `unfooled list data`, an .npz with `images` and `labels`, or a folder of class folders of images
         [default: the target's own data set, else digits].
