@@ -4,6 +4,9 @@ from ..core.attack import RECIPES as RECIPES
 from ..core.attack import Attack as Attack
 from ..core.attack import parse as parse
 from .decision import ray as ray
+from .estimate import nes as nes
+from .estimate import simba as simba
+from .estimate import spsa as spsa
 from .gradient import apgd as apgd
 from .gradient import apgd_targeted as apgd_targeted
 from .gradient import bim as bim
@@ -21,6 +24,8 @@ from .linear import fab_targeted as fab_targeted
 from .linear import superdeepfool as superdeepfool
 from .patches import learn_patch as learn_patch
 from .patches import patch as patch
+from .penalty import cw as cw
+from .penalty import lbfgs as lbfgs
 from .search import square as square
 from .smallest import alma as alma
 from .smallest import ddn as ddn

@@ -112,8 +112,7 @@ def _onto(p: Problem, x: Tensor, z: Tensor, w: Tensor) -> Tensor:
     """Return the smallest step [b, ...] from x onto the plane z + <w, d> = 0, from either side, inside the box."""
     assert isinstance(p.threat, Ball)
     ball = p.threat
-    if ball.mask is not None:
-        w = torch.where(ball.mask.to(w.device), w, 0.0)
+    w = ball.free(w)
     size = w.flatten(1).abs().amax(1).clamp(min=torch.finfo(w.dtype).tiny)
     side = torch.where(z > 0, -1.0, 1.0) / size  # scaled: gradients may be tiny
     return ball.norm.reach(w * column(side, w), z.abs() / size, x, ball.bounds)
@@ -123,7 +122,7 @@ def _onto(p: Problem, x: Tensor, z: Tensor, w: Tensor) -> Tensor:
 class DeepFool(Linear):
     """Newton steps onto the nearest linearised boundary until the class changes."""
 
-    overshoot: float = 0.02
+    overshoot: float = 0.005
 
     def __post_init__(self) -> None:
         """Refuse settings that make no attack."""
@@ -136,7 +135,11 @@ class DeepFool(Linear):
         answer, z, grads = self.planes(p, s.x)
         done = s.done | (advantage(answer, p.y, p.to) > 0)
         # the overshoot is one of the whole change: taken of each step alone, Newton's last ones end on the boundary
-        total = s.x - p.x0 + _onto(p, s.x, *_nearest(p, s.x, z, grads))
+        z, w = _nearest(p, s.x, z, grads)
+        # as published the box cuts the step off: it falls short, and the planes are looked at anew, which ends nearer
+        unit = p.threat.steepest(w, s.x)
+        rise = (unit * w).flatten(1).sum(1)
+        total = s.x - p.x0 + column(z.abs() / rise.clamp(min=torch.finfo(rise.dtype).tiny), unit) * unit
         x = (p.x0 + (1 + self.overshoot) * total).clamp(*p.threat.bounds)
         return LinearState(s.t + 1, where(done, s.x, x), done), Trial(s.x, answer)
 
@@ -163,10 +166,9 @@ class SuperDeepFool(DeepFool):
         # the plane through the crossed boundary as seen from the original: its nearest point lies along the normal
         gap = (w.flatten(1) * change).sum(1) - z
         unit = w.flatten(1).abs().amax(1).clamp(min=torch.finfo(w.dtype).tiny)
-        along = p.threat.norm.reach(w / column(unit, w), gap / unit, p.x0, p.threat.bounds)
+        along = p.threat.norm.reach(p.threat.free(w) / column(unit, w), gap / unit, p.x0, p.threat.bounds)
         total = where(crossed, along, s.x - p.x0 + _onto(p, s.x, z, w))
         x = (p.x0 + (1 + self.overshoot) * total).clamp(*p.threat.bounds)
-        x = p.threat.project(x, p.x0, torch.inf) if p.threat.mask is not None else x
         size = change.norm(dim=1)
         done = s.done | (crossed & (size > (1 - _GAIN) * s.best))
         return SeekState(s.t + 1, x, done, torch.where(crossed, s.best.minimum(size), s.best)), Trial(s.x, answer)
@@ -250,11 +252,13 @@ def _reached(p: Problem) -> Tensor:
 @recipe(
     "Moosavi-Dezfooli, Fawzi, Frossard 2016, arXiv 1511.04599",
     ("linf", "l2"),
-    reason="its overshoot of 2% belongs to the method",
-    smallest=1.025,
+    smallest=1.01,
 )
-def deepfool(steps: int = 50, classes: int = 10, overshoot: float = 0.02) -> DeepFool:
-    """DeepFool: Newton steps onto the nearest linearised boundary; one forward, `classes` - 1 backward a step."""
+def deepfool(steps: int = 50, classes: int = 10, overshoot: float = 0.005) -> DeepFool:
+    """DeepFool: Newton steps onto the nearest linearised boundary; one forward, `classes` - 1 backward a step.
+
+    The published overshoot is 0.02; as it is taken of the whole change here, a smaller one crosses as surely.
+    """
     return DeepFool(length=steps, classes=classes, overshoot=overshoot)
 
 

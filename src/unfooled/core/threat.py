@@ -148,12 +148,16 @@ class Ball(Threat):
             k = torch.where(near >= at, (near + 1e-4).floor(), (near - 1e-4).ceil())
         return self._held(lo + (k.clamp(0, self.levels).to(z.dtype) / self.levels) * (hi - lo), x)
 
+    def free(self, g: Tensor) -> Tensor:
+        """Return g [b, ...] with zeros where the mask lets nothing change."""
+        return self._held(g, torch.zeros_like(g))
+
     def steepest(self, g: Tensor, x: Tensor) -> Tensor:
         """Return the norm's unit step of largest increase at x, [b, ...]; sparse norms leave out what meets the box."""
         if self.norm.name in ("l1", "l0"):
             lo, hi = self.bounds
             g = torch.where(((g > 0) & (x >= hi)) | ((g < 0) & (x <= lo)), 0.0, g)
-        g = self._held(g, torch.zeros_like(g))
+        g = self.free(g)
         return self.norm.steepest(g)
 
     def sample(self, noise: Noise, step: Tensor | int, x: Tensor, radius: Radius | None = None) -> Tensor:
