@@ -154,7 +154,8 @@ class SuperDeepFool(DeepFool):
     def init(self, p: Problem) -> SeekState:
         """Start at the original."""
         assert isinstance(p.x0, Tensor)
-        return SeekState(*vars(super().init(p)).values(), torch.full_like(p.x0.flatten(1)[:, 0], torch.inf))
+        no, far = torch.zeros_like(p.y, dtype=torch.bool), torch.full_like(p.x0.flatten(1)[:, 0], torch.inf)
+        return SeekState(torch.zeros_like(p.y), p.x0, no, far)
 
     def step(self, p: Problem, s: LinearState) -> tuple[LinearState, Trial]:
         """Step onto the boundary; where it is crossed, back along its normal there, seen from the original."""

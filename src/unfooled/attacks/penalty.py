@@ -212,11 +212,13 @@ class LBFGS(Penalty):
         curved = (move * turn).sum(1)
         keep = (lower & q.f.isfinite() & (curved > 1e-10 * turn.square().sum(1))).view(-1, 1)
         inverse = torch.where(keep[:, 0], 1 / torch.where(keep[:, 0], curved, 1.0), 0.0)
-        pairs = [torch.where(keep[..., None], torch.cat([old[:, 1:], new[:, None]], 1), old)
-                 for old, new in ((q.s, move), (q.y, turn))]  # fmt: skip
+        moves, turns = (
+            torch.where(keep[..., None], torch.cat([old[:, 1:], new[:, None]], 1), old)
+            for old, new in ((q.s, move), (q.y, turn))
+        )
         rho = torch.where(keep, torch.cat([q.rho[:, 1:], inverse.view(-1, 1)], 1), q.rho)
-        q = where(lower, QuasiNewton(x, f, g, q.direction, torch.ones_like(f), *pairs, rho),
-                  replace(q, length=q.length / 2))  # fmt: skip
+        accepted = QuasiNewton(x, f, g, q.direction, torch.ones_like(f), moves, turns, rho)
+        q = where(lower, accepted, replace(q, length=q.length / 2))
         lo, hi = p.threat.bounds
         held = ((q.x <= lo) & (q.g > 0)) | ((q.x >= hi) & (q.g < 0))  # at a wall, and the descent leads through it
         fresh = torch.where(held, 0.0, _two_loops(q, torch.where(held, 0.0, q.g)))
