@@ -110,7 +110,9 @@ class Sense:
 
     'exact'; 'straight': through everything that hides it (BPDA, arXiv 1802.00420); 'smooth': the mean over `samples`
     points around x, each gradient scaled to length 1, for landscapes that jump; 'transfer': that of the surrogates,
-    while the target itself answers.
+    while the target itself answers; 'nes' and 'spsa': estimated from the scores at pairs of points on both sides of x,
+    normal ones (arXiv 1804.08598, Algorithm 1) or random signs (arXiv 1802.05666, Algorithm 1), `samples` questions in
+    all.
     """
 
     kind: str = "exact"
@@ -125,7 +127,7 @@ class Sense:
     @property
     def queries(self) -> int:
         """Forward passes per row and step."""
-        return self.samples if self.kind == "smooth" else 1
+        return 1 if self.kind in ("exact", "straight", "transfer") else self.samples
 
     def gradient(
         self, p: Problem, x: Tensor, t: Tensor, make: Callable[[Tensor, Tensor | None], Climb], wanted: Tensor | None
@@ -138,6 +140,8 @@ class Sense:
                 return p.oracle.look(x), torch.stack([v.to(x.dtype) for v, _ in ways]).mean(0), grad
             case "smooth":
                 return self._smooth(p, x, t, make, wanted)
+            case "nes" | "spsa":
+                return self._estimate(p, x, t, make, wanted)
         return p.oracle.gradient(x, make(p.y, wanted), straight=self.kind == "straight")
 
     def _smooth(
@@ -153,13 +157,35 @@ class Sense:
         y, to = p.y.repeat_interleave(m), None if wanted is None else wanted.repeat_interleave(m)
         answer, value, grad = p.oracle.gradient(many, make(y, to), straight=p.oracle.target.straight is not None)
         mean = _unit(grad).view(b, m, *x.shape[1:]).mean(1)
-        first = Answer(*(None if a is None else a[::m] for a in (answer.scores, answer.label, answer.accepted)))  # type: ignore[arg-type]
-        if answer.votes is not None:
-            first = replace(first, votes=answer.votes[::m], draws=answer.draws)
-        return first, value.view(b, m).mean(1), mean
+        return _every(answer, m), value.view(b, m).mean(1), mean
+
+    def _estimate(
+        self, p: Problem, x: Tensor, t: Tensor, make: Callable[[Tensor, Tensor | None], Climb], wanted: Tensor | None
+    ) -> tuple[Answer, Tensor, Tensor]:
+        assert isinstance(p.threat, Ball)
+        pairs, b, shape = (self.samples - 1) // 2, len(x), x.shape[1:]
+        m, draw = 2 * pairs + 1, p.noise.normal if self.kind == "nes" else p.noise.signs
+        size = self.radius * p.threat.eps / (x[0].numel() ** 0.5 if p.threat.norm.name == "l2" else 1.0)
+        u = draw(t, (pairs, *shape), salt=4, dtype=x.dtype) * size
+        here = x.unsqueeze(1)
+        many = torch.cat([here, here + u, here - u], 1).clamp(*p.threat.bounds)  # [b, m, ...]
+        y, to = p.y.repeat_interleave(m), None if wanted is None else wanted.repeat_interleave(m)
+        answer = p.oracle.scores(many.flatten(0, 1))
+        assert answer.scores is not None
+        value = make(y, to)(answer.scores).to(x.dtype).view(b, m).nan_to_num(0.0)
+        rise = value[:, 1 : pairs + 1] - value[:, pairs + 1 :]
+        across = many[:, 1 : pairs + 1] - many[:, pairs + 1 :]  # what the box left of 2 u
+        grad = (across * rise.view(b, pairs, *[1] * len(shape))).sum(1)
+        return _every(answer, m), value[:, 0], grad
 
 
-SENSES = ("exact", "straight", "smooth", "transfer")
+def _every(answer: Answer, m: int) -> Answer:
+    """Return the answers to every m-th input alone."""
+    first = Answer(*(None if a is None else a[::m] for a in (answer.scores, answer.label, answer.accepted)))  # type: ignore[arg-type]
+    return first if answer.votes is None else replace(first, votes=answer.votes[::m], draws=answer.draws)
+
+
+SENSES = ("exact", "straight", "smooth", "transfer", "nes", "spsa")
 
 
 def _unit(grad: Tensor) -> Tensor:

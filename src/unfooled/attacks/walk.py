@@ -6,6 +6,7 @@ one question per step and is in a phase of its own. A row that finds no start am
 class, is left as it is, alone; a point that an attack before found is the first start to be tried.
 """
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -183,7 +184,7 @@ class Walk(Attack[WalkState]):
             x = where(bisecting, self.point(p, s, share), x)
         if some(finding):
             x = where(finding, start(p, s.t, s.radius), x)
-        # the attack goes by the label; the engine sees what was granted, for it counts no success that rounding may undo
+        # the attack goes by the label; the engine sees all that was granted, to count nothing that rounding may undo
         answer = p.oracle.look(x)
         won = advantage(replace(answer, scores=None), p.y, p.to) > 0
         path = where(bisecting, s.path.narrowed(share, won), s.path)
@@ -323,7 +324,7 @@ class NormalWalk(Walk):
 
     def tolerance(self, p: Problem, s: WalkState, path: Path) -> Tensor:
         """As far as a probe goes along the normal."""
-        return self.precision / s.edge[0].numel() ** 0.5 * path.high
+        return self.precision / math.sqrt(s.edge[0].numel()) * path.high
 
     def point(self, p: Problem, s: WalkState, at: Tensor) -> Tensor:
         """Return the points of the line or of the circle at the shares `at` [b], [b, ...]."""
@@ -340,7 +341,7 @@ class NormalWalk(Walk):
 
     def _reach(self, p: Problem, s: WalkState) -> Tensor:
         assert isinstance(p.x0, Tensor)
-        return self.precision / s.edge[0].numel() ** 0.5 * (s.edge - p.x0).flatten(1).norm(dim=1)
+        return self.precision / math.sqrt(s.edge[0].numel()) * (s.edge - p.x0).flatten(1).norm(dim=1)
 
     def learn(self, p: Problem, s: WalkState, after: WalkState, r: Round) -> WalkState:
         """Add the probes up; the last one makes the normal, and the turn by it begins."""
@@ -369,7 +370,7 @@ class NormalWalk(Walk):
         if some(begins):
             path = Path.to(p, self.turn.far(p, s) if self.turn.leaps else s.edge)
             gap = 1 - s.radius / path.length.clamp(min=torch.finfo(reach.dtype).tiny) + s.gain / 2
-            path = replace(path, gap=gap.clamp(self.precision / s.edge[0].numel() ** 0.5, 0.5))
+            path = replace(path, gap=gap.clamp(self.precision / math.sqrt(s.edge[0].numel()), 0.5))
             after.path = where(begins, path, after.path)
             after.phase = torch.where(begins, BISECT, after.phase)
             after.edge = where(begins & leaping, r.x, after.edge)
