@@ -67,10 +67,27 @@ def test_the_contract_is_all_there() -> None:
     assert len(names) >= 15 and "test_the_smallest_change" in names and "test_alone_as_in_any_batch_and_order" in names
 
 
+# ---- the shelf's lines in README
+
+
+def test_the_lines_on_the_shelf_in_readme_run() -> None:
+    text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
+    (source,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "uf.attacks.ddn" in b]
+    module = RowNet(48)
+    x = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    first, second = source.strip().splitlines()
+    known = {"uf": uf, "module": module, "x": x, "y": module(x).argmax(1)}
+    exec(first, known)
+    distance, left = eval(second.split("#")[0].strip(), known)
+    assert distance.isfinite().all()
+    assert left.tolist() == [float((distance > eps).double().mean()) for eps in (0.25, 0.5, 1.0)]
+
+
 # ---- choosing an attack
 
 
 LINES = blocks("choosing-an-attack.md")
+RESULTS = ("run", "distance", "result", "accuracy", "matrix", "findings")
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +103,12 @@ def chosen() -> dict[str, Any]:
 def test_each_decision_ends_in_a_line_that_runs(chosen: dict[str, Any], line: str) -> None:
     assert line.count("\n") == 1, "one line"
     known = dict(chosen)
+    for other in LINES:  # what an earlier line made is there
+        if (made := other.partition(" =")[0]) not in RESULTS and f"{made}." in line and other != line:
+            exec(other, known)
+    before = set(known)
     exec(line, known)
-    (name,) = set(known) - set(chosen) - {"__builtins__"}
+    (name,) = set(known) - before - {"__builtins__"}
     made = known[name]
     match name:
         case "run":
@@ -102,8 +123,10 @@ def test_each_decision_ends_in_a_line_that_runs(chosen: dict[str, Any], line: st
             assert made[0] >= made[-1] and bool(((made >= 0) & (made <= 1)).all())
         case "matrix":
             assert "a" in str(made) and "b" in str(made)
-        case _:
+        case "findings":
             assert isinstance(made, list)
+        case _:
+            assert any(f"{name}." in other for other in LINES), f"nothing uses {name}"
 
 
 def test_every_decision_has_its_line() -> None:
