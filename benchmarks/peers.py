@@ -225,6 +225,7 @@ def _torchattacks(make: Callable[[Any, nn.Module, Question], Any]) -> Adapter:
 
 _FAR = {"linf": 1.0, "l2": 1e3, "l1": 1e4}
 """FAB keeps only what is nearer than its eps after a restart; without restarts it returns the smallest change."""
+_NESTEROV = "5 scales, and NI-FGSM's look ahead"
 _SHORT = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 peer("torchattacks", "fgsm", norms=("linf",))(_torchattacks(lambda t, m, q: t.FGSM(m, eps=q.eps)))
@@ -245,7 +246,7 @@ for _name, _kind in {
         more = {"decay": 1.0} if kind in ("DIFGSM", "TIFGSM") else {}
         return getattr(t, kind)(m, eps=q.eps, alpha=q.size * q.eps, steps=q.steps, **more)
 
-    peer("torchattacks", _name, norms=("linf",))(_torchattacks(_transfer))
+    peer("torchattacks", _name, norms=("linf",), note=_NESTEROV if _name == "si_fgsm" else "")(_torchattacks(_transfer))
 peer("torchattacks", "apgd", norms=("linf", "l2"))(
     _torchattacks(lambda t, m, q: t.APGD(m, norm=_SHORT[q.norm], eps=q.eps, steps=q.steps))
 )
@@ -262,14 +263,9 @@ peer("torchattacks", "deepfool", norms=("l2",))(_torchattacks(lambda t, m, q: t.
 peer("torchattacks", "ead", norms=("l1",), note="9 searches, rule L1")(
     _torchattacks(lambda t, m, q: t.EADL1(m, binary_search_steps=9, max_iterations=q.steps // 9))
 )
-for _name, _targeted in {"fab": False, "fab_targeted": True}.items():
-    peer("torchattacks", _name, norms=("linf", "l2", "l1"))(
-        _torchattacks(
-            lambda t, m, q, targeted=_targeted: t.FAB(
-                m, norm=_SHORT[q.norm], eps=_FAR[q.norm], steps=q.steps, multi_targeted=targeted
-            )
-        )
-    )
+peer("torchattacks", "fab", norms=("linf", "l2", "l1"))(
+    _torchattacks(lambda t, m, q: t.FAB(m, norm=_SHORT[q.norm], eps=_FAR[q.norm], steps=q.steps))
+)
 peer("torchattacks", "jsma", norms=("l0",), note="towards class y + 1, theta 1, gamma 1")(
     _torchattacks(lambda t, m, q: t.JSMA(m, theta=1.0, gamma=1.0))
 )
@@ -324,9 +320,7 @@ peer("adv-lib", "superdeepfool", norms=("l2",))(_adv_lib(lambda a, m, q: a.sdf(m
 for _name, _targeted in {"fab": False, "fab_targeted": True}.items():
     peer("adv-lib", _name, norms=("linf", "l2", "l1"))(
         _adv_lib(
-            lambda a, m, q, targeted=_targeted: a.fab(
-                m, q.x, q.y, norm=q.p, n_iter=q.steps, restarts=1 if targeted else None, targeted_restarts=targeted
-            )
+            lambda a, m, q, targeted=_targeted: a.fab(m, q.x, q.y, norm=q.p, n_iter=q.steps, targeted_restarts=targeted)
         )
     )
 peer("adv-lib", "ddn", norms=("l2",), note="no 8-bit rounding")(
@@ -387,14 +381,44 @@ peer("AutoAttack", "square", norms=("linf", "l2"))(
         lambda a, m, q: a.square.SquareAttack(m, norm=_SHORT[q.norm], n_queries=q.steps, eps=q.eps, device="cpu")
     )
 )
-for _name, _targeted in {"fab": False, "fab_targeted": True}.items():
-    peer("AutoAttack", _name, norms=("linf", "l2", "l1"))(
-        _autoattack(
-            lambda a, m, q, targeted=_targeted: a.fab_pt.FABAttack_PT(
-                m, norm=_SHORT[q.norm], n_iter=q.steps, eps=_FAR[q.norm], targeted=targeted, device="cpu"
-            )
+peer("AutoAttack", "fab", norms=("linf", "l2", "l1"))(
+    _autoattack(
+        lambda a, m, q: a.fab_pt.FABAttack_PT(
+            m, norm=_SHORT[q.norm], n_iter=q.steps, eps=_FAR[q.norm], targeted=False, device="cpu"
         )
     )
+)
+
+
+class _EachClass:
+    """FAB-T towards each class, the nearest success kept: its own loop leaves an image after the first one."""
+
+    def __init__(self, attack: Any, network: nn.Module, p: float) -> None:
+        self.attack, self.network, self.p = attack, network, p
+
+    def perturb(self, x: Tensor, y: Tensor) -> Tensor:
+        best, nearest = x.clone(), torch.full((len(x),), math.inf)
+        torch.manual_seed(0)
+        for k in range(2, self.attack.n_target_classes + 2):
+            self.attack.target_class = k
+            with torch.no_grad():
+                z = self.attack.attack_single_run(x, y, use_rand_start=False, is_targeted=True)
+                size = (z - x).flatten(1).norm(p=self.p, dim=1)
+                better = (self.network(z).argmax(1) != y) & (size < nearest)
+            best[better], nearest[better] = z[better], size[better]
+        return best
+
+
+peer("AutoAttack", "fab_targeted", norms=("linf", "l2", "l1"), note="each class, the nearest kept")(
+    _autoattack(
+        lambda a, m, q: _EachClass(
+            a.fab_pt.FABAttack_PT(
+                m, norm=_SHORT[q.norm], n_iter=q.steps, eps=_FAR[q.norm], targeted=True, device="cpu"
+            ),
+            m, q.p,
+        )
+    )
+)  # fmt: skip
 
 
 # --- ART --------------------------------------------------------------------------------------------------------------
@@ -583,7 +607,10 @@ for _name, _kind in {
     "fgsm": "FGSM", "pgd": "PGD", "mi_fgsm": "MIFGSM", "ni_fgsm": "NIFGSM", "di_fgsm": "DIFGSM", "ti_fgsm": "TIFGSM",
     "si_fgsm": "SINIFGSM", "vmi_fgsm": "VMIFGSM", "vni_fgsm": "VNIFGSM",
 }.items():  # fmt: skip
-    peer("torchattack", _name, norms=("linf", "l2") if _name == "pgd" else ("linf",))(_torchattack(_kind))
+    peer(
+        "torchattack", _name, norms=("linf", "l2") if _name == "pgd" else ("linf",),
+        note=_NESTEROV if _name == "si_fgsm" else "",
+    )(_torchattack(_kind, **({"m": 5} if _name == "si_fgsm" else {})))  # fmt: skip
 peer("torchattack", "deepfool", norms=("l2",))(_torchattack("DeepFool", num_classes=10))
 
 

@@ -99,8 +99,8 @@ class Task:
         return f"{self.steps:,} {self.unit if self.steps > 1 else self.unit.removesuffix('s')}{more}"
 
 
-def _transfer(name: str) -> Task:
-    return Task(name, ("linf",), 10, f"{name}(steps=10)", 0.1)
+def _transfer(name: str, more: str = "") -> Task:
+    return Task(name, ("linf",), 10, f"{name}(steps=10{more})", 0.1)
 
 
 TASKS = (
@@ -111,9 +111,9 @@ TASKS = (
     _transfer("ni_fgsm"),
     _transfer("di_fgsm"),
     _transfer("ti_fgsm"),
-    _transfer("si_fgsm"),
-    _transfer("vmi_fgsm"),
-    _transfer("vni_fgsm"),
+    _transfer("si_fgsm", ", scales=5"),
+    _transfer("vmi_fgsm", ", neighbours=5"),
+    _transfer("vni_fgsm", ", neighbours=5"),
     Task("apgd", ("linf", "l2", "l1"), 100, "apgd(steps=100)"),
     Task("apgd_targeted", ("linf", "l2", "l1"), 100, "apgd_targeted(steps=100, targets=9)", unit="steps a target"),
     Task("lbfgs", ("l2",), 900, "lbfgs(steps=900)", smallest=True),
@@ -127,7 +127,7 @@ TASKS = (
     Task("fmn", ("linf", "l2", "l1", "l0"), 100, "fmn(steps=100)", smallest=True),
     Task("alma", ("l2", "l1"), 500, "alma(steps=500)", smallest=True),
     Task("pdpgd", ("linf", "l2", "l1", "l0"), 500, "pdpgd(steps=500)", smallest=True),
-    Task("ead", ("l1",), 900, "ead(steps=100, searches=9)", smallest=True),
+    Task("ead", ("l1",), 900, "ead(steps=90, searches=9)", smallest=True),
     Task("jsma", ("l0",), 100, "jsma()", smallest=True),
     Task("sigma_zero", ("l0",), 500, "sigma_zero(steps=500)", smallest=True),
     Task("one_pixel", ("l0",), 4000, "one_pixel(queries=4000)", unit="queries"),
