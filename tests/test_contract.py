@@ -32,7 +32,6 @@ from unfooled.testing import Linear, Spy, linear_distance, linear_points, size_o
 SKIPS: dict[tuple[str, str], str] = {
     ("fgsm", "found in the box l2"): "one step along the gradient is cut at the box, and no second one mends it",
     ("mi_fgsm", "found in the box l2"): "its steps add up to eps: what the box cuts off is not made good",
-    ("pgd_targeted", "found in the box l2"): "20 constant steps end a few per cent short where the box cuts them",
     ("square", "found in images l2"): "its bumps are three pixels wide and more; they cannot follow white noise",
     **{
         (name, "found in the box l2"): "its steps add up to eps: what the box cuts off is not made good"

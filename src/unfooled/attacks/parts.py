@@ -81,7 +81,7 @@ class Aim:
 
 @dataclass(frozen=True)
 class Start:
-    """From where: 'clean', 'uniform' in the ball, or 'warm' (the best point of the attack or restart before)."""
+    """From where: 'clean', 'uniform' in the ball (L2: at a uniform distance), or 'warm' (the best point of the attack or restart before)."""
 
     kind: str = "clean"
 
@@ -98,6 +98,9 @@ class Start:
                 return p.x0
             case "warm":
                 return p.threat.project(p.warm, p.x0)
+        if p.threat.norm.name == "l2":
+            # nearly all of a ball of many dimensions lies at its surface; starts nearer to the middle break more
+            return p.threat.sample(p.noise, 0, p.x0, p.threat.eps * p.noise.uniform(0, (1,), salt=9)[:, 0])
         return p.threat.sample(p.noise, 0, p.x0)
 
 
