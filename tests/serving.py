@@ -90,6 +90,8 @@ class Server:
                 body = json.dumps({"scores": z.tolist(), "id": "another"}).encode()
             case "labels":
                 body = json.dumps({"labels": z.argmax(1).tolist()}).encode()
+            case "named":
+                body = json.dumps({"labels": [("dark", "bright")[i] for i in z.argmax(1)]}).encode()
             case "shuffled":  # in another order, the first row told twice
                 order = [0, *np.random.default_rng(0).permutation(len(z)).tolist()]
                 body = json.dumps({"scores": z[order].tolist(), "ids": order}).encode()

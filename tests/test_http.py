@@ -92,6 +92,16 @@ def test_labels_alone_are_enough_for_rays(server):
     assert found.success.all() and target.classes == ["dark", "bright"]
 
 
+def test_classes_may_come_by_name(server):
+    server.plan.extend(["named", "named", "well"])
+    target = http(server.url(), labels=True, classes=["dark", "bright"])
+    assert torch.equal(target.scores(X).argmax(1), torch.from_numpy(scores(X.double().numpy()).argmax(1)))
+    other = http(server.url(), labels=True, classes=["dim", "bright"], retries=0)
+    with pytest.raises(Unavailable) as error:
+        other.scores(X)
+    assert "classes that are not known" in said(error)
+
+
 def test_other_forms_of_question_and_answer_go_through_encode_and_decode(server):
     target = http(
         server.url(),
@@ -225,6 +235,16 @@ def test_an_attack_ends_with_the_budget_and_keeps_what_it_found(server, tmp_path
     with pytest.raises(Unavailable):  # a new process has no new budget
         again.scores(x)
     assert server.served <= 200
+
+
+def test_a_search_for_the_smallest_change_keeps_what_it_showed_last(server):
+    x, y = torch.full((3, 1, 4, 4), 0.4), torch.zeros(3, dtype=torch.int64)
+    target = http(server.url(), budget=300, batch=64)
+    found = uf.run("hop_skip_jump()", target, x, y, uf.l2())
+    assert found.interrupted and not found.success.any()  # nothing could be asked again
+    assert (scores(found.best.double().numpy()).argmax(1) == 1).all() and torch.equal(found.x_adv, x)
+    whole = uf.run("hop_skip_jump(queries=600)", http(server.url(), batch=64), x, y, uf.l2())
+    assert whole.success.all() and float(whole.distance.max()) < 1.3 * 0.4  # sqrt(16) times 0.1
 
 
 def test_an_evaluation_ends_with_the_budget_in_a_sentence(server):
@@ -475,6 +495,8 @@ def test_proxies_and_netrc_of_the_environment_are_not_used(server, tmp_path, mon
         ("http://example.com/predict", "use https"),
         ("ftp://example.com/predict", "must begin with https"),
         (f"https://me:{SECRET}@example.com/predict", "holds a password"),
+        (f"https://example.com/predict?api_key={SECRET}", "seems to hold a key"),
+        (f"https://example.com/predict?v=2&Access-Token={SECRET}", "seems to hold a key"),
         ("https://", "must begin"),
         ("https://[::1", "no URL"),
     ],

@@ -23,7 +23,7 @@ from torch import Tensor
 from .. import _rows
 from .._noise import Noise, row_keys, text_key
 from .._rows import Batch
-from ..errors import InputError, TargetError, UnfooledError, safe_text
+from ..errors import InputError, TargetError, Unavailable, UnfooledError, safe_text
 from . import oracle as door
 from .attack import Attack, Problem
 from .goal import SURE, Goal, Untargeted, advantage, valid
@@ -183,6 +183,12 @@ class Engine:
                 if slots is None:
                     return len(todo), True
                 slots = self._step(attack, slots, jobs)
+            except Unavailable:  # nothing can be asked again: the best that was shown stays, unconfirmed
+                if slots is not None:
+                    won = slots.key > (0 if self.threat.bounded else -torch.inf)
+                    index = np.flatnonzero(won.cpu().numpy() & slots.live)
+                    _rows.assign(self.pool.best, slots.example[index], _rows.take(slots.best, index))
+                raise
             except Exception as error:
                 shrunk = _out_of_memory(error)
                 if not shrunk and (slots is None or not _of_the_target(error)):

@@ -30,6 +30,7 @@ MAX_BYTES = 16 * 2**20
 _AGAIN = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _INPUT = frozenset({400, 413, 414, 415, 422})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+_SECRETS = ("key", "token", "secret", "password", "passwd", "credential", "signature", "sig", "auth")
 _NAMES = ("scores", "logits", "probabilities", "probs", "predictions", "outputs", "output", "labels", "classes")
 
 Encode = Callable[[np.ndarray], Any]
@@ -74,7 +75,7 @@ def http(
         url: https, or http on this machine. Redirects are not followed, proxies of the environment are not used.
         bounds: lowest and highest value of an input.
         encode: NumPy batch [b, ...] -> what json.dumps takes.
-        decode: parsed JSON -> scores [b, k], a column [b], or class numbers [b].
+        decode: parsed JSON -> scores [b, k], a column [b], class numbers [b], or names among `classes` [b].
         classes: how many, or their names.
         labels: the endpoint answers with class numbers alone, from 0 (needs `classes`).
         key_env, key_file: the environment variable or the file that holds the key; it is read for every request, kept
@@ -83,7 +84,7 @@ def http(
         budget: most queries (rows) that may ever be sent; at its end attacks stop and what was found is kept.
         ledger: the file that counts them, across runs and crashes; without one they count from 0 in every process.
         batch: rows per request.
-        timeout: seconds for a whole answer.
+        timeout: seconds for connecting, for every wait, and for the whole body of an answer.
         retries: how often a request is repeated.
         rate: most requests per second.
         cache: ask once for the same input, and count it once. It hides an endpoint that answers at random.
@@ -109,6 +110,7 @@ def http(
         retries=retries,
         rate=rate,
         cache=cache,
+        names=names,
         transport=transport,
     )
     module = Endpoint(wire)
@@ -215,6 +217,7 @@ class Wire:
         "_gap",
         "_guard",
         "_key",
+        "_names",
         "_next",
         "_retries",
         "_timeout",
@@ -238,6 +241,7 @@ class Wire:
         retries: int,
         rate: float | None,
         cache: bool,
+        names: Sequence[str] | None,
         transport: Any,
     ) -> None:
         try:
@@ -252,6 +256,8 @@ class Wire:
             raise InputError("The address of the endpoint must begin with https:// (or http:// on this machine).")
         if place.userinfo:
             raise InputError("The address of the endpoint holds a password; give the key by key_env or key_file.")
+        if any(word in name.lower() for name in place.params.keys() for word in _SECRETS):
+            raise InputError("The address of the endpoint seems to hold a key; give it by key_env or key_file.")
         if place.scheme == "http" and place.host not in _LOOPBACK:
             raise InputError(f"http://{place.host} would send everything in the open: use https.")
         if batch < 1 or retries < 0 or not timeout > 0 or (rate is not None and not rate > 0):
@@ -262,6 +268,7 @@ class Wire:
         self._batch, self._timeout, self._retries = batch, timeout, retries
         self._gap, self._next = 0.0 if rate is None else 1 / rate, 0.0
         self._cache: dict[bytes, Any] | None = {} if cache else None
+        self._names = None if names is None else {name: i for i, name in enumerate(names)}
         self.cached, self._guard = 0, threading.RLock()
         self._client = httpx2.Client(
             timeout=timeout, follow_redirects=False, trust_env=False, transport=transport, verify=True
@@ -419,6 +426,10 @@ class Wire:
             z = np.asarray(decoded.detach().cpu() if isinstance(decoded, Tensor) else decoded)
         except Exception as error:  # a decoder of the user's on an answer of anybody's
             raise _Again(f"the answer cannot be decoded ({type(error).__name__})") from None
+        if z.dtype.kind == "U" and self._names is not None and z.ndim == 1:
+            if unknown := set(z.tolist()) - set(self._names):
+                raise _Again(f"the answer names {len(unknown)} classes that are not known")
+            z = np.array([self._names[name] for name in z.tolist()], dtype=np.int64)
         if z.dtype.kind not in "fiu" or z.ndim not in (1, 2) or not z.size or not np.isfinite(z).all():
             raise _Again("the answer holds no finite numbers in rows of one length")
         if order is not None:
