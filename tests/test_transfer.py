@@ -339,6 +339,57 @@ def test_names_and_settings_of_a_matrix_are_checked() -> None:
         uf.transfer_matrix([], "fgsm()", x, y, uf.linf(0.1))
 
 
+def test_last_iterates_are_the_ends_of_all_steps() -> None:
+    """They carry over better than first successes, which lie just behind their source's boundary."""
+    _, x, _ = examples(40)
+    nets = {"one": Smooth(1), "two": Smooth(2)}
+    y = torch.stack([n(x) for n in nets.values()]).mean(0).argmax(1)
+    last, first = (
+        uf.transfer_matrix(nets, "mi_fgsm(steps=6, decay=0.9)", x, y, uf.linf(EPS), points=p) for p in ("last", "all")
+    )
+    for source, net in nets.items():
+        end = published(net, x, y)
+        for target, other in nets.items():
+            right = (net(x).argmax(1) == y) & (other(x).argmax(1) == y)
+            cell = last.cell(source, target)
+            assert cell.n == int(right.sum()) and cell.fooled == int((right & (other(end).argmax(1) != y)).sum())
+            assert cell.fooled >= first.cell(source, target).fooled
+    to = torch.full_like(y, 2)
+    led = uf.transfer_matrix(
+        nets, "mi_fgsm()", x, y, uf.linf(0.5), points="last", goal=uf.Targeted(2), sources={"one": nets["one"]}
+    )
+    assert led.cell("one", "one").n and bool((led.same[0, 0] == (led.asked[0, 0] & (y != to))).float().mean() > 0.7)
+
+
+def test_surrogates_are_looked_at_outside_the_box_and_the_target_never() -> None:
+    _, x, y = examples()
+    x = x.round()
+    for recipe in ("vmi_fgsm(neighbours=3)", "ni_fgsm", "composite_fgsm(neighbours=1)"):
+        seen: dict[str, list[Tensor]] = {"target": [], "lender": []}
+
+        class Watched(Smooth):
+            def __init__(self, seed: int, log: list[Tensor]) -> None:
+                super().__init__(seed)
+                self.log = log
+
+            def forward(self, v: Tensor) -> Tensor:
+                self.log.append(v.detach())
+                return super().forward(v)
+
+        lender, target = Watched(0, seen["lender"]), Watched(1, seen["target"])
+        uf.run(recipe, target, x, target(x).argmax(1), uf.linf(0.2), surrogates=[lender])
+        shown = {k: torch.cat(v) for k, v in seen.items()}
+        assert shown["lender"].min() < -0.01 and shown["target"].min() >= 0 and shown["target"].max() <= 1
+        uf.run(recipe, target, x, y, uf.linf(0.2))  # white-box
+        shown = torch.cat(seen["target"])
+        assert shown.min() >= 0 and shown.max() <= 1
+        frozen = uf.linf(0.2, mask=torch.arange(60).view(SHAPE) % 2 == 0)
+        seen["lender"].clear()
+        if "vmi" in recipe:
+            uf.run(recipe, target, x, target(x).argmax(1), frozen, surrogates=[lender])
+            assert set(torch.cat(seen["lender"]).flatten(1)[:, 1::2].unique().tolist()) == {0.0, 1.0}
+
+
 # ---- ensembles
 
 

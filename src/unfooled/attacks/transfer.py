@@ -13,9 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from .._noise import example_ids
 from .._rows import Batch, column
 from ..core.access import Access
-from ..core.attack import Attack, Problem, Trial, recipe
+from ..core.attack import Attack, Problem, Trial, parse, recipe
+from ..core.engine import last_iterate
 from ..core.ensemble import COMBINE, ensemble
 from ..core.goal import Goal
 from ..core.oracle import Answer, Oracle
@@ -32,13 +34,27 @@ RULES = (*COMBINE[:2], "mean_gradients")
 
 
 @dataclass
+class Pull:
+    """Gradients `grad` [b, ...] times exp(log) [b]: sums of which no part underflows where a softmax saturates."""
+
+    grad: Tensor
+    log: Tensor
+
+    def plus(self, other: "Pull", share: float = 1.0) -> "Pull":
+        """Return the sum with `share` of the other."""
+        top = torch.maximum(self.log, other.log)
+        mine, theirs = (column((p.log - top).exp(), p.grad) * p.grad for p in (self, other))
+        return Pull(mine + share * theirs, top)
+
+
+@dataclass
 class TransferState:
-    """The iterate x [b, ...], its step counter t [b], momentum and variance [b, ...]; `doors` lead to the gradients."""
+    """The iterate x [b, ...], its step counter t [b], momentum [b, ...] and variance; `doors` lead to the gradients."""
 
     t: Tensor
     x: Tensor
     memory: Tensor
-    variance: Tensor | None
+    variance: Pull | None
     doors: tuple[Oracle, ...]
 
 
@@ -116,7 +132,8 @@ class Transfer(Attack[TransferState]):
         """Start fresh rows at the clean input."""
         assert isinstance(p.x0, Tensor)
         zero = torch.zeros_like(p.x0)
-        return TransferState(torch.zeros_like(p.y), p.x0, zero, zero if self.neighbours else None, self._doors(p))
+        none = Pull(zero, torch.full_like(zero.flatten(1)[:, 0], -torch.inf)) if self.neighbours else None
+        return TransferState(torch.zeros_like(p.y), p.x0, zero, none, self._doors(p))
 
     def _doors(self, p: Problem) -> tuple[Oracle, ...]:
         return (p.oracle,)
@@ -127,43 +144,52 @@ class Transfer(Attack[TransferState]):
         move, length = Momentum(self.decay), torch.full_like(s.x.flatten(1)[:, 0], self.size * p.threat.eps)
         at = s.x
         if self.nesterov:
-            at = (s.x + self.decay * self.size * p.threat.eps * s.memory).clamp(*p.threat.bounds)
-        answer, grad = self._gradient(p, s, at, 0)
+            at = self._shown(p, s.x + self.decay * self.size * p.threat.eps * s.memory)
+        answer, pull = self._pull(p, s, at, 0)
         if not self._plain or s.doors[0] is not p.oracle:
             answer = p.oracle.look(s.x)
-        memory, x = move.go(p, s.memory, s.t, s.x, grad if s.variance is None else grad + s.variance, length)
-        variance = s.variance
-        if self.neighbours:
-            mean = torch.zeros_like(grad)
+        tuned, variance = pull, None
+        if s.variance is not None:
+            tuned = pull.plus(s.variance)
+            variance = Pull(-pull.grad, pull.log)
             for i in range(1, self.neighbours + 1):
-                near = p.threat.sample(p.noise, s.t * 1024 + i, at, torch.full_like(length, self.reach * p.threat.eps))
-                mean += self._gradient(p, s, near, i)[1] / self.neighbours
-            variance = mean - grad
+                away = p.threat.norm.sample(p.noise, s.t * 1024 + i, at.shape[1:], self.reach * p.threat.eps, at.dtype)
+                away = away if p.threat.mask is None else away * p.threat.mask.to(away)
+                near = self._shown(p, at + away)
+                variance = variance.plus(self._pull(p, s, near, i)[1], 1 / self.neighbours)
+        memory, x = move.go(p, s.memory, s.t, s.x, tuned.grad, length)
         return TransferState(s.t + 1, x, memory, variance, s.doors), Trial(s.x, answer)
+
+    def _shown(self, p: Problem, x: Tensor) -> Tensor:
+        """Return a point whose gradient is asked for, as the door may see it: the target itself only in the box."""
+        assert isinstance(p.threat, Ball)
+        return x.clamp(*p.threat.bounds)
 
     def last(self, p: Problem, s: TransferState) -> Tensor:
         """Return the iterate after the last step."""
         return s.x
 
-    def _gradient(self, p: Problem, s: TransferState, x: Tensor, point: int) -> tuple[Answer, Tensor]:
+    def _pull(self, p: Problem, s: TransferState, x: Tensor, point: int) -> tuple[Answer, Pull]:
         """Return the first door's answer to the first copy of x, and the mean gradient over copies and doors."""
-        loss, total, first = climb(self.loss, p.y, p.to, paired=False), torch.zeros_like(x), None
+        loss, pulls, first = climb(self.loss, p.y, p.to, paired=False), [], None
         for door in s.doors:
-            weights, grads = [], []
+            total: Pull | None = None
             for copy in range(self.scales):
                 with torch.enable_grad():
                     leaf = x.detach().requires_grad_(True)
                     seen = self._copy(p, leaf, s.t, point * self.scales + copy)
                 answer, value, grad = door.gradient(seen.detach(), loss)
-                grads.append(grad if seen is leaf else torch.autograd.grad(seen, leaf, grad)[0])
-                weights.append(self._weight(p, answer, value))
+                grad = grad if seen is leaf else torch.autograd.grad(seen, leaf, grad)[0]
+                pull = Pull(grad / self.scales, self._weight(p, answer, value).to(x.dtype))
+                total = pull if total is None else total.plus(pull)
                 first = first or answer
-            log_w = torch.stack(weights)  # only copies of one row are compared: none can saturate them all
-            share = (log_w - log_w.amax(0)).exp()
-            mean = sum((column(w, g) * g for w, g in zip(share, grads, strict=True)), torch.zeros_like(x)) / self.scales
-            total += unit(mean) if self.combine == "mean_gradients" else mean
+            assert total is not None
+            pulls.append(total)
         assert first is not None
-        return first, self._blurred(total / len(s.doors))
+        mean = pulls[0]
+        if len(pulls) > 1:  # each of length 1, whatever its scale
+            mean = Pull(torch.stack([unit(t.grad) for t in pulls]).mean(0), torch.zeros_like(mean.log))
+        return first, Pull(self._blurred(mean.grad), mean.log)
 
     def _weight(self, p: Problem, answer: Answer, value: Tensor) -> Tensor:
         """Return the log [b] of what turns the gradient of the log-odds that are climbed into that of cross-entropy."""
@@ -175,7 +201,7 @@ class Transfer(Attack[TransferState]):
     def _copy(self, p: Problem, x: Tensor, t: Tensor, number: int) -> Tensor:
         """Return what the door is shown for x [b, ...], differentiable; x itself where nothing changes it."""
         assert isinstance(p.threat, Ball)
-        lo, hi = p.threat.bounds
+        lo = p.threat.bounds[0]
         if scale := number % self.scales:
             x = lo + (x - lo) * 0.5**scale
         if not self.diversity:
@@ -185,7 +211,7 @@ class Transfer(Attack[TransferState]):
         u = p.noise.uniform(t * 65536 + number, (4,), salt=5, dtype=x.dtype)
         zoom = 1 - (1 - self.shrink) * u[:, 1]
         down, right = (u[:, 2] - 0.5) * (1 - zoom) * h, (u[:, 3] - 0.5) * (1 - zoom) * w
-        small = warp(image, torch.zeros_like(zoom), zoom, down, right, lo).clamp(lo, hi).view_as(x)
+        small = self._shown(p, warp(image, torch.zeros_like(zoom), zoom, down, right, lo)).view_as(x)
         return torch.where((u[:, 0] < self.diversity).view(-1, *[1] * (x.dim() - 1)), small, x)
 
     def _blurred(self, grad: Tensor) -> Tensor:
@@ -215,6 +241,10 @@ class Remote(Transfer):
     def queries_per_step(self) -> int:
         """Forward passes of the target per row and step."""
         return 1
+
+    def _shown(self, p: Problem, x: Tensor) -> Tensor:
+        """Return the point as it is: surrogates lend gradients outside the box too, as published."""
+        return x
 
     def _doors(self, p: Problem) -> tuple[Oracle, ...]:
         assert isinstance(p.threat, Ball)
@@ -410,7 +440,8 @@ class TransferMatrix:
 
     `asked`, `fooled` and `same` bool [sources, targets, n] tell for every example whether its point counts for the
     pair, fools the target, and leads it to the wrong class that it leads the source to. With `points` "success" a point
-    counts where it fools its source; with "all" the best point of every example counts, whether it fools or not.
+    counts where it fools its source; with "all" the best point of every example counts, whether it fools or not; with
+    "last" all steps are made and the last iterate counts.
     Examples that either of the two gets wrong as they are never count.
     """
 
@@ -452,8 +483,10 @@ class TransferMatrix:
             rows.append([source, *texts])
         wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(t.ljust(w) for t, w in zip(row, wide, strict=True)).rstrip() for row in rows]
-        what = "of the points that fool their source" if self.points == "success" else "of the best points"
-        return f"{self.attack} under {self.threat}: share {what} that fools (same wrong class) n\n" + "\n".join(lines)
+        what = {"success": "points that fool their source", "all": "best points", "last": "last iterates"}[self.points]
+        return f"{self.attack} under {self.threat}: share of the {what} that fools (same wrong class) n\n" + "\n".join(
+            lines
+        )
 
 
 Named = Mapping[str, Target | Callable[..., Any]] | Sequence[Target | Callable[..., Any]]
@@ -467,7 +500,7 @@ def transfer_matrix(
     threat: Threat,
     *,
     sources: Named | None = None,
-    points: Literal["success", "all"] = "success",
+    points: Literal["success", "all", "last"] = "success",
     goal: Goal | None = None,
     seed: int = 0,
     batch_size: int | str = "auto",
@@ -479,7 +512,9 @@ def transfer_matrix(
         attack: a recipe or its text; or what makes one for a source, such as a perturbation learned on it.
         x, y, threat, goal, seed, batch_size: as for `run`.
         sources: the same as `targets` by default.
-        points: "success": points that fool their source; "all": the best point of every example.
+        points: "success": what the attack ends with, which is its first success, where it fools the source; "all": that
+            or the nearest miss of every example; "last": the end of all steps for every example, as papers on transfer
+            count it.
 
     Add `ensemble(members)` to the targets to see it attacked jointly (its own row) and one member at a time (its
     column); `matrix.cell([a, b], "ensemble")` counts what any of the members' points fools.
@@ -487,8 +522,8 @@ def transfer_matrix(
     Raises:
         InputError: inputs, names or settings do not fit.
     """
-    if points not in ("success", "all"):
-        raise InputError(f"points must be 'success' or 'all', not {points!r}.")
+    if points not in ("success", "all", "last"):
+        raise InputError(f"points must be 'success', 'all' or 'last', not {points!r}.")
     columns = named(targets)
     rows = columns if sources is None else named(sources)
     clean = {name: _labels(t, x) for name, t in (columns | rows).items()}
@@ -496,9 +531,14 @@ def transfer_matrix(
     for name, source in rows.items():
         made = attack if isinstance(attack, Attack | str) else attack(source)
         told = told or (repr(made) if isinstance(made, Attack) else made)
-        out = run(made, source, x, y, threat, goal=goal, seed=seed, batch_size=batch_size)
+        out = run(
+            made, source, x, y, threat, goal=goal, seed=seed, batch_size=batch_size, surrogates=[source]
+        )  # its own surrogate: what is looked at for its gradient alone may lie outside the box
         assert isinstance(out.x_adv, Tensor) and isinstance(out.best, Tensor)
         shown = out.x_adv if points == "success" else out.best
+        if points == "last":
+            to = None if goal is None else goal.wanted(y, None)
+            shown = _ends(parse(made) if isinstance(made, str) else made, source, x, y, threat, to, seed)
         own, _ = _labels(source, shown)
         counts = out.success if points == "success" else torch.ones_like(out.success)
         for other, target in columns.items():
@@ -526,6 +566,23 @@ def named(targets: Named) -> dict[str, Target]:
     if not out:
         raise InputError("Transfer needs at least one target.")
     return out
+
+
+def _ends(
+    attack: Attack[Any], source: Target, x: Tensor, y: Tensor, threat: Threat, to: Tensor | None, seed: int
+) -> Tensor:
+    """Return the last iterates of an attack on its source, [n, ...] on the CPU."""
+    ids, width, parts = example_ids(x), auto_width(x, source.device), []
+    with torch.inference_mode(False), untouched(source):
+        for at in range(0, len(x), width):
+            rows = slice(at, at + width)
+            here, label = x[rows].to(source.device, source.work_dtype), y[rows].to(source.device)
+            wanted = None if to is None else to[rows].to(source.device)
+            made = last_iterate(
+                attack, source, here, label, threat, seed=seed, ids=ids[rows], to=wanted, surrogates=[source]
+            )
+            parts.append(made.cpu())
+    return torch.cat(parts)
 
 
 def _place(name: str, names: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ a journal may hold finished chunks and a resumed run do the others, bit for bit.
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
@@ -25,6 +25,7 @@ from .._noise import Noise, row_keys, text_key
 from .._rows import Batch
 from ..errors import InputError, TargetError, Unavailable, UnfooledError, safe_text
 from . import oracle as door
+from .access import Access
 from .attack import Attack, Problem
 from .goal import SURE, Goal, Untargeted, advantage, valid
 from .journal import Journal, pack, pack_rows, unpack, unpack_rows
@@ -673,20 +674,25 @@ def last_iterate(
     seed: int = 0,
     ids: np.ndarray | None = None,
     step: int = 0,
+    to: Tensor | None = None,
+    surrogates: Sequence[Target] = (),
 ) -> Tensor:
     """Return the attack's last iterate for every row, [b, ...]: the tiny door for training.
 
     All rows make all steps, nothing is stopped early or re-checked, and the module's mode (train or eval) is left as
-    it is. `ids` int64 [b] and `step` make the noise; x lies on the module's device. Raises InputError when the attack
-    does not apply, which holds for attacks that aim at classes by the clean answer too: none is asked for here.
+    it is. `ids` int64 [b] and `step` make the noise; x lies on the module's device. `to` int64 [b] are wanted classes,
+    `surrogates` lend their gradients to transfer attacks. Raises InputError when the attack does not apply, which holds
+    for attacks that aim at classes by the clean answer too: none is asked for here.
     """
+    attack = attack.through(len(surrogates))
     door = Oracle(as_target(target), attack.access)
     threat = threat.within(door.target.bounds)
     if reason := attack.unfit(x, threat, 0):
         raise InputError(f"{attack!r} does not apply: {reason}.")
     names = np.arange(len(x), dtype=np.int64) if ids is None else np.asarray(ids, dtype=np.int64)
     keys = torch.from_numpy(row_keys(seed, names, attack.key(), step)).to(x.device)
-    p = Problem(x, y, None, torch.zeros_like(y), Noise(keys), x, None, None, threat, Untargeted(), door)
+    lenders = tuple(Oracle(s, Access.GRADIENT) for s in surrogates)
+    p = Problem(x, y, to, torch.zeros_like(y), Noise(keys), x, None, None, threat, Untargeted(), door, lenders)
     state = attack.init(p)
     for _ in range(attack.steps):
         state, trial = attack.step(p, state)
