@@ -508,10 +508,25 @@ peer("ART", "jsma", norms=("l0",), note="random wanted class, theta 1")(
 peer("ART", "one_pixel", norms=("l0",), note="differential evolution")(
     _art(lambda e, c, q: e.PixelAttack(c, th=int(q.eps), es=1, max_iter=q.steps // 400))
 )
-peer("ART", "simba", norms=("l2",), note="pixels, step 0.2")(
-    _art(
-        lambda e, c, q: e.SimBA(c, attack="px", max_iter=q.steps, epsilon=0.2, batch_size=1, verbose=False),
-        probabilities=True,
+
+
+def _within_eps(run: Adapter) -> Adapter:
+    """Take back what lies beyond eps: the implementation knows no ball."""
+
+    def inside(module: nn.Module, q: Question) -> Found:
+        x_adv, claims = run(module, q)
+        near = (x_adv.double() - q.x.double()).flatten(1).norm(p=q.p, dim=1) <= q.eps
+        return torch.where(near.view(-1, 1, 1, 1), x_adv, q.x), claims
+
+    return inside
+
+
+peer("ART", "simba", norms=("l2",), note="pixels, steps of 0.2, what lies beyond eps is taken back")(
+    _within_eps(
+        _art(
+            lambda e, c, q: e.SimBA(c, attack="px", max_iter=q.steps, epsilon=0.2, batch_size=1, verbose=False),
+            probabilities=True,
+        )
     )
 )
 peer("ART", "hop_skip_jump", norms=("l2", "linf"), note="inputs cast to float32")(
@@ -534,7 +549,7 @@ peer("ART", "sign_opt", norms=("l2",))(
         )
     )
 )
-peer("ART", "universal", norms=("linf", "l2"), note="DeepFool inside")(
+peer("ART", "universal_deepfool", norms=("linf", "l2"))(
     _art(
         lambda e, c, q: e.UniversalPerturbation(
             c, attacker="deepfool", eps=q.eps, norm=q.p, max_iter=q.steps, batch_size=len(q.x), verbose=False

@@ -62,7 +62,7 @@ TASKS = (
     Task("square", "l2", "scores"),
     Task("nes", "l2", "scores"),
     Task("spsa", "l2", "scores"),
-    Task("simba", "l2", "scores", smallest=True),
+    Task("simba", "l2", "scores"),
     Task("ray", "linf", "labels"),
     Task("hop_skip_jump", "linf", "labels", smallest=True),
     Task("geoda", "linf", "labels", smallest=True),

@@ -36,6 +36,7 @@ from benchmarks import peers, results
 from benchmarks.baseline import Spy
 from benchmarks.cases import CASES
 from benchmarks.peers import PEERS, Found, Question
+from unfooled.attacks import learned as learning
 from unfooled.attacks import parse
 from unfooled.core.attack import RECIPES
 from unfooled.errors import InputError
@@ -76,7 +77,8 @@ SETTINGS = {
 class Task:
     """One attack under some norms with one budget; `recipe` is how this package is asked, `size` in units of eps.
 
-    `smallest`: no eps is given and the smallest change is asked for. Black boxes get `few` images, of the first target.
+    `smallest`: no eps is given and the smallest change is asked for; otherwise it is `times` the setting's. Black boxes
+    get `few` images, of the first target.
     """
 
     attack: str
@@ -86,6 +88,7 @@ class Task:
     size: float = 0.0
     smallest: bool = False
     unit: str = "steps"
+    times: float = 1.0
 
     @property
     def few(self) -> int | None:
@@ -116,9 +119,8 @@ TASKS = (
     _transfer("vni_fgsm", ", neighbours=5"),
     Task("apgd", ("linf", "l2", "l1"), 100, "apgd(steps=100)"),
     Task("apgd_targeted", ("linf", "l2", "l1"), 100, "apgd_targeted(steps=100, targets=9)", unit="steps a target"),
-    Task("lbfgs", ("l2",), 900, "lbfgs(steps=900)", smallest=True),
-    Task("cw", ("l2",), 900, "cw(steps=100, searches=9)", smallest=True),
-    Task("cw", ("linf",), 900, "cw(steps=900)", smallest=True),
+    Task("lbfgs", ("l2",), 180, "lbfgs(steps=20, searches=9)", smallest=True),
+    Task("cw", ("l2", "linf"), 900, "cw(steps=100, searches=9)", smallest=True),
     Task("deepfool", ("l2", "linf"), 50, "deepfool(steps=50)", smallest=True),
     Task("superdeepfool", ("l2",), 100, "superdeepfool(steps=100)", smallest=True),
     Task("fab", ("linf", "l2", "l1"), 100, "fab(steps=100)", smallest=True),
@@ -134,13 +136,15 @@ TASKS = (
     Task("square", ("linf", "l2"), 1000, "square(queries=1000)", unit="queries"),
     Task("nes", ("linf", "l2"), 2560, "nes(queries=2560)", unit="queries"),
     Task("spsa", ("linf", "l2"), 2560, "spsa(queries=2560)", unit="queries"),
-    Task("simba", ("l2",), 1000, "simba(queries=1000)", smallest=True, unit="queries"),
+    Task("simba", ("l2",), 1000, "simba(queries=1000)", unit="queries"),
     Task("ray", ("linf", "l2"), 1000, "ray(queries=1000)", unit="queries"),
     Task("boundary", ("l2",), 2000, "boundary(queries=2000)", smallest=True, unit="queries"),
     Task("hop_skip_jump", ("l2", "linf"), 2000, "hop_skip_jump(queries=2000)", smallest=True, unit="queries"),
     Task("surfree", ("l2",), 2000, "surfree(queries=2000)", smallest=True, unit="queries"),
     Task("cgba", ("l2",), 2000, "cgba(queries=2000)", smallest=True, unit="queries"),
     Task("geoda", ("l2", "linf"), 2000, "geoda(queries=2000)", smallest=True, unit="queries"),
+    Task("universal", ("linf", "l2"), 10, "universal(epochs=10)", unit="epochs", times=2.0),
+    Task("universal_deepfool", ("linf", "l2"), 10, "universal_deepfool(epochs=10)", unit="epochs", times=2.0),
 )
 
 
@@ -172,6 +176,22 @@ def ours(recipe: str) -> peers.Adapter:
         return found.x_adv, found.success
 
     return run
+
+
+def _universal(name: str, steps: int) -> peers.Adapter:
+    """Return this package's side where one change is learned for all images."""
+
+    def run(module: nn.Module, q: Question) -> Found:
+        threat = getattr(uf, q.norm)(q.eps)
+        learned = getattr(learning, name)(uf.Target(module), q.x, threat, y=q.y, epochs=steps)
+        found = uf.run(learned, uf.Target(module), q.x, q.y, threat, seed=0)
+        assert isinstance(found.x_adv, Tensor)
+        return found.x_adv, found.success
+
+    return run
+
+
+LEARNED = ("universal", "universal_deepfool")
 
 
 def measure(network: Callable[[], nn.Module], q: Question, run: peers.Adapter) -> dict[str, Any]:
@@ -288,7 +308,7 @@ class Row:
 
     def question(self, x: Tensor, y: Tensor) -> Question:
         """Return what the implementation is asked."""
-        eps = math.inf if self.task.smallest else float(self.setting.eps[self.norm])
+        eps = math.inf if self.task.smallest else self.task.times * self.setting.eps[self.norm]
         few = self.task.few
         return Question(x[:few], y[:few], self.norm, eps, self.task.steps, self.task.size)
 
@@ -297,6 +317,8 @@ def rows(setting: Setting, tasks: tuple[Task, ...] = TASKS) -> Iterator[Row]:
     """Return every implementation of every task, this package's first."""
     for task in tasks:
         for norm in task.norms:
+            if task.attack in LEARNED:
+                yield Row(setting, task, norm, OURS, _universal(task.attack, task.steps), task.recipe)
             if task.attack in RECIPES:
                 yield Row(setting, task, norm, OURS, ours(task.recipe), task.recipe)
             for peer in PEERS.get(task.attack, []):
@@ -308,6 +330,8 @@ def unfit(row: Row, x: Tensor) -> str:
     """Return why a row cannot be measured, or ""."""
     if row.side != OURS:
         return "" if peers.installed(row.side) else f"{row.side} is not installed"
+    if row.task.attack in LEARNED:
+        return ""
     try:
         attack = parse(row.task.recipe)
     except InputError as error:

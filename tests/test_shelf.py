@@ -104,7 +104,7 @@ def test_every_recipe_on_the_shelf_is_asked_with_settings_it_has(task: shelf.Tas
 
 
 def test_every_adapter_belongs_to_a_task_and_a_package() -> None:
-    known = {task.attack for task in (*shelf.TASKS, *queries.TASKS)} | {"universal"}
+    known = {task.attack for task in (*shelf.TASKS, *queries.TASKS)}
     assert set(peers.PEERS) <= known
     assert all(peer.library in peers.PACKAGES for found in peers.PEERS.values() for peer in found)
 
