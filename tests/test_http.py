@@ -141,6 +141,14 @@ def test_an_endpoint_that_stays_wrong_is_given_up_in_a_sentence(server, how):
     assert "3 requests" in said(error) and server.seen == 3
 
 
+def test_the_answer_to_another_request_is_not_taken(server):
+    target = http(server.url())
+    target.scores(1 - X)
+    server.plan.append("stale")  # as many finite rows as were asked for, of other inputs
+    assert np.array_equal(target.scores(X).numpy(), scores(X.double().numpy()))
+    assert server.seen == 3 and target.module.counts["lost"] == 7
+
+
 def test_rows_in_another_order_are_put_back(server):
     server.plan.append("shuffled")
     assert np.array_equal(http(server.url()).scores(X).numpy(), scores(X.double().numpy()))

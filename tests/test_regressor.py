@@ -48,10 +48,10 @@ def test_a_linear_regressor_falls_at_the_exact_distance_and_not_before(norm, tru
     assert made.target.access is uf.Access.GRADIENT
     far = exact(RIDGE.coef_, off, tolerance, HERE.numpy(), norm)
     for scale, wanted in ((1.03, True), (0.99, False)):
-        for i in range(0, 24, 4):
+        for i in range(0, 24, 8):
             ball = made.threat(getattr(uf, norm)(float(far[i]) * scale))
             found = uf.run(
-                ["pgd(steps=60)", "apgd_targeted(steps=100)"], made.target, made.x[i : i + 1], made.y[i : i + 1], ball
+                ["pgd(steps=40)", "apgd_targeted(steps=80)"], made.target, made.x[i : i + 1], made.y[i : i + 1], ball
             )
             assert bool(found.success[0]) is wanted, (i, scale)
             if wanted:

@@ -95,6 +95,8 @@ def regressor(
         raise InputError(f"tolerance must be larger than 0: one number, or one for each of the {n} examples.")
     given = None if isinstance(call, nn.Module) else x.dtype
     module = Tolerance(call, tuple(x.shape[1:]), allowed, bounds, given)
+    if where := next((p.device for p in module.parameters()), None):
+        module.to(where)  # beside the regressor's own weights
     target = Target(
         module,
         bounds=bounds,

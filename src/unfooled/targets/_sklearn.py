@@ -216,6 +216,7 @@ def _digest(estimator: Any, answers: np.ndarray) -> bytes:
 
 
 def _last(estimator: Any) -> Any:
+    estimator = getattr(estimator, "best_estimator_", estimator)
     steps = getattr(estimator, "steps", None)
     return steps[-1][1] if isinstance(steps, list) and steps else estimator
 
@@ -387,6 +388,9 @@ def _layers(e: Any) -> Iterator[nn.Module]:
     if isinstance(getattr(e, "steps", None), list):
         for _, step in e.steps:
             yield from _layers(step)
+        return
+    if hasattr(e, "best_estimator_"):  # a search over settings
+        yield from _layers(e.best_estimator_)
         return
     d = getattr(e, "n_features_in_", 0)
     kind = type(e).__name__
