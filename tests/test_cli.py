@@ -1,5 +1,6 @@
 """The command line: what it accepts, what it refuses, what it prints, and what it leaves behind."""
 
+import importlib
 import json
 import re
 import resource
@@ -441,6 +442,8 @@ def test_an_output_folder_that_exists_is_refused_before_anything_runs(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("the run was started")
 
+    for name in ("unfooled.targets.train", "unfooled.evaluate"):
+        importlib.import_module(name)  # else it would keep what is set here
     monkeypatch.setattr("unfooled.core.data.load_data", never)
     monkeypatch.setattr("unfooled.targets.resolve", never)
     assert "exists already" in refused("evaluate", "--out", tmp_path / "taken")
@@ -491,7 +494,9 @@ def test_bad_input_is_refused_in_one_sentence(refused: Refused, tmp_path: Path, 
         ("--batch-size", [model, pictures, "--batch-size", "0"]),
         ("no device", [model, pictures, "--device", "abacus"]),
         ("Choose from", [model, pictures, "--access", "all"]),
-        ('Did you mean "quick"', [model, pictures, "--suite", "quik"]),
+        ("Did you mean 'quick'", [model, pictures, "--suite", "quik"]),
+        ("or 'pgd'", [model, pictures, "--suite", "pdg()"]),
+        ("pgd takes steps", [model, pictures, "--suite", "fgsm(); pgd(stride=3)"]),
         ("Did you mean --limit", [model, pictures, "--limt", "3"]),
         ("Unused", [model, pictures, "more"]),
     ]

@@ -81,7 +81,10 @@ class Aim:
 
 @dataclass(frozen=True)
 class Start:
-    """From where: 'clean', 'uniform' in the ball (L2: at a uniform distance), or 'warm' (the best point of the attack or restart before)."""
+    """From where: 'clean', 'uniform' in the ball (L2: at a uniform distance), or 'warm'.
+
+    The warm point is the best one of the attack or restart before.
+    """
 
     kind: str = "clean"
 

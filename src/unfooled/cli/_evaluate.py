@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from unfooled.core.result import Evaluation
 
-Suite = Literal["quick", "standard", "autoattack"]
 AccessName = Literal["decision", "label", "scores", "gradient"]
 
 _REPORT = 3.0  # seconds of a budget that are kept for writing the report
@@ -29,7 +28,7 @@ def evaluate(
     /,
     *,
     threat: str | None = None,
-    suite: Suite = "quick",
+    suite: str = "quick",
     limit: int | None = None,
     out: Path | None = None,
     batch_size: str = "auto",
@@ -67,7 +66,8 @@ def evaluate(
         What the attacker may change: linf(8/255), l2(0.5), l1(12) or l0(10), for inputs in [0, 1]
         [default: linf at the eps of the target's model card, else linf(0.1)].
     suite
-        The attacks: quick (seconds), standard (the full measure), autoattack (the literature's set, exactly).
+        The attacks: quick (seconds), standard (the full measure), autoattack (the literature's set, exactly), or calls
+        from `unfooled list attacks`, such as "pgd(steps=40); hop_skip_jump(queries=5000)".
     limit
         Only the first N examples.
     out

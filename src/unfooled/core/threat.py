@@ -68,8 +68,8 @@ class Ball(Threat):
             raise InputError("mask must be a bool tensor of one example's shape, True where values may change.")
 
     def __repr__(self) -> str:
-        """Return what users write, exactly: linf(0.1), linf(8/255); of a mask how much it leaves free, and its hash."""
-        levels = round(self.eps * 255) if self.bounded else 0
+        """Return what users write, exactly: linf(8/255), l2(0.5); of a mask how much it leaves free, and its hash."""
+        levels = round(self.eps * 255) if self.bounded and self.norm.name == "linf" else 0
         radius = "" if math.isinf(self.eps) else repr(float(self.eps)).removesuffix(".0")
         parts = [f"{levels}/255" if levels and levels / 255 == self.eps and levels % 255 else radius]
         if self.mask is not None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _rows
-from ..attacks import Suite, ray, square
+from ..attacks import RECIPES, SUITES, Suite, ray, square
 from ..attacks import suite as named_suite
 from ..core.access import Access
 from ..core.attack import Attack, parse
@@ -93,7 +93,7 @@ def evaluate(
             `load_data` reads: a name, an .npz, a folder, a DataLoader.
         y: the true labels, int64 [n], when `data` is a tensor.
         threat: a ball such as uf.linf(8/255), or its text.
-        suite: 'quick', 'standard', 'autoattack', or a list of attacks.
+        suite: 'quick', 'standard', 'autoattack', a list of attacks, or their calls as one text, ';' between them.
         goal: untargeted by default.
         seed: of all noise; draws belong to the example.
         limit: take the first so many examples.
@@ -391,7 +391,9 @@ def _suite(suite: str | Suite | Sequence[Attack[Any] | str]) -> Suite:
     if isinstance(suite, Suite):
         return suite
     if isinstance(suite, str):
-        return named_suite(suite)
+        if suite in SUITES or not ("(" in suite or ";" in suite or suite in RECIPES):
+            return named_suite(suite)
+        suite = [call for call in suite.split(";") if call.strip()]
     attacks = tuple(parse(a) if isinstance(a, str) else a for a in ([suite] if isinstance(suite, Attack) else suite))
     if not attacks:
         raise InputError("The list of attacks is empty; name a suite or give at least one attack.")
