@@ -300,6 +300,7 @@ class Normals:
 class NormalWalk(Walk):
     """Estimate the boundary's normal from random probes around the edge, turn by it, bisect, repeat.
 
+    A leap counts where it does on the way back to x0 just nearer than the edge is: no row ever moves away again.
     The k-th normal takes `probes` * sqrt(k) queries, and `keep` of the one before is added to it. Probes lie at
     `precision` of the distance around the edge, which is bisected to `precision` / sqrt(d).
     """
@@ -337,11 +338,19 @@ class NormalWalk(Walk):
         """Return a probe, or the leap."""
         u = p.noise.normal(s.t, s.edge.shape[1:], salt=3, dtype=s.edge.dtype)
         probe = s.edge + column(self._reach(p, s), u) * u
-        return torch.where(column(s.own.leap, u), self.turn.far(p, s), probe)
+        return torch.where(column(s.own.leap, u), self._leap(p, s)[1], probe)
+
+    def _leap(self, p: Problem, s: WalkState) -> tuple[Path, Tensor]:
+        """Return the path back from the leap, and the point of it that is just nearer than the edge, [b, ...]."""
+        path = Path.to(p, self.turn.far(p, s))
+        share = s.radius / path.length.clamp(min=torch.finfo(path.length.dtype).tiny)
+        path = replace(path, high=share.clamp(max=1) - self.tolerance(p, s, path) / 4)
+        return path, path.point(p, path.high)
 
     def _reach(self, p: Problem, s: WalkState) -> Tensor:
         assert isinstance(p.x0, Tensor)
-        return self.precision / math.sqrt(s.edge[0].numel()) * (s.edge - p.x0).flatten(1).norm(dim=1)
+        reach: Tensor = (s.edge - p.x0).flatten(1).norm(dim=1) * (self.precision / math.sqrt(s.edge[0].numel()))
+        return reach
 
     def learn(self, p: Problem, s: WalkState, after: WalkState, r: Round) -> WalkState:
         """Add the probes up; the last one makes the normal, and the turn by it begins."""
@@ -368,9 +377,8 @@ class NormalWalk(Walk):
         )
         begins = leaping & r.won if self.turn.leaps else last
         if some(begins):
-            path = Path.to(p, self.turn.far(p, s) if self.turn.leaps else s.edge)
-            gap = 1 - s.radius / path.length.clamp(min=torch.finfo(reach.dtype).tiny) + s.gain / 2
-            path = replace(path, gap=gap.clamp(self.precision / math.sqrt(s.edge[0].numel()), 0.5))
+            path = self._leap(p, s)[0] if self.turn.leaps else Path.to(p, s.edge)
+            path = replace(path, gap=(s.gain / 2).clamp(self.precision / math.sqrt(s.edge[0].numel()), 0.5))
             after.path = where(begins, path, after.path)
             after.phase = torch.where(begins, BISECT, after.phase)
             after.edge = where(begins & leaping, r.x, after.edge)
@@ -412,7 +420,7 @@ class TurnWalk(Walk):
 
     def tolerance(self, p: Problem, s: WalkState, path: Path) -> Tensor:
         """A thousandth of the distance, or a quarter of the gain of a turn."""
-        return torch.where(s.own.k > 0, (1 - path.high) / 4, path.high * 1e-3)
+        return torch.where(s.own.k > 0, ((1 - path.high) / 4).clamp(min=1e-6), path.high * 1e-3)
 
     def _way(self, s: WalkState) -> Tensor:
         own = s.own
@@ -442,7 +450,7 @@ class TurnWalk(Walk):
             own,
             k=own.k + over,
             side=torch.where(over, 1.0, torch.where(r.exploring & ~r.won, -own.side, own.side)),
-            angle=(own.angle * change).clamp(1e-4, 1.2),
+            angle=(own.angle * change).clamp(2e-3, 1.2),
         )
         return after
 
