@@ -156,11 +156,11 @@ def test_rows_in_another_order_are_put_back(server):
 
 
 def test_slow_answers_end_with_the_timeout_also_when_they_drip(server):
-    for how in ("slow 3", "drip 0.05"):
+    for how in ("slow 9", "drip 0.05"):  # 15 s in all, none of the waits long
         server.plan.append(how)
-        target, begun = http(server.url(), timeout=0.4, retries=1), time.monotonic()
+        target, begun = http(server.url(), timeout=1, retries=1), time.monotonic()
         assert target.scores(X).shape == (7, 2)
-        assert time.monotonic() - begun < 2.5
+        assert time.monotonic() - begun < 6
         assert target.module.counts["lost"] == 7  # it may have been billed
 
 

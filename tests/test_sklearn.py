@@ -69,6 +69,7 @@ WHITE = {
     "minmax": make_pipeline(S.MinMaxScaler((-1, 1), clip=True), svm.LinearSVC()),
     "maxabs": make_pipeline(S.MaxAbsScaler(), linear_model.RidgeClassifier()),
     "robust": make_pipeline(S.RobustScaler(), "passthrough", linear_model.RidgeClassifier()),
+    "two scalers": make_pipeline(S.MinMaxScaler((2, 3)), S.StandardScaler(), svm.LinearSVC()),
     "unit l1": make_pipeline(S.Normalizer("l1"), linear_model.LogisticRegression()),
     "whitened": make_pipeline(decomposition.PCA(20, whiten=True, random_state=0), svm.LinearSVC()),
     "svd": make_pipeline(decomposition.TruncatedSVD(15, random_state=0), linear_model.LogisticRegression()),
