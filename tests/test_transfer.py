@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -483,3 +485,15 @@ def test_transfer_between_networks_that_others_published(outside_data: Any) -> N
 
 def test_the_class_behind_the_recipes_says_what_it_is() -> None:
     assert isinstance(attacks.vni_fgsm(), Transfer) and repr(attacks.vni_fgsm(steps=3)) == "vni_fgsm(steps=3)"
+
+
+def test_the_pages_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "transfer.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for block in blocks:
+        exec(compile(block, "transfer.md", "exec"), names)
+    assert len(blocks) == 10 and names["run"].success.any() and names["cell"].n > 20
+    for recipe in re.findall(r"`(\w+_fgsm)`", page):
+        assert recipe in attacks.RECIPES

@@ -155,7 +155,7 @@ class Transfer(Attack[TransferState]):
             for i in range(1, self.neighbours + 1):
                 away = p.threat.norm.sample(p.noise, s.t * 1024 + i, at.shape[1:], self.reach * p.threat.eps, at.dtype)
                 away = away if p.threat.mask is None else away * p.threat.mask.to(away)
-                near = self._shown(p, at + away)
+                near = self._shown(p, s.x + away)  # of x, also where the gradient is taken ahead of it
                 variance = variance.plus(self._pull(p, s, near, i)[1], 1 / self.neighbours)
         memory, x = move.go(p, s.memory, s.t, s.x, tuned.grad, length)
         return TransferState(s.t + 1, x, memory, variance, s.doors), Trial(s.x, answer)
