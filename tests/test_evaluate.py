@@ -102,6 +102,7 @@ def test_autoattack_is_the_literatures_set_to_the_step() -> None:
     assert [repr(a) for a in attacks.SUITES["autoattack"].attacks] == [
         "apgd(steps=100)",
         "apgd_targeted(steps=100, targets=9)",
+        "fab_targeted(steps=100, targets=9)",
         "square(queries=5000)",
     ]
     assert not attacks.SUITES["autoattack"].more
@@ -283,11 +284,21 @@ def test_without_gradients_the_gradient_attacks_are_skipped_with_a_reason() -> N
         else:
             assert row.skipped == "needs gradient access, scores was granted" and row.attempted == row.forward == 0
     assert result.backward_total == 0 and Status.BROKEN in result.outcome
-    with pytest.raises(uf.InputError, match="No attack of quick applies"):
-        uf.evaluate(net, x, y, uf.linf(0.1), suite="quick", access=uf.Access.SCORES)
-    with pytest.raises(uf.InputError, match="No attack of quick applies"):
-        uf.evaluate(uf.Target(net, access=uf.Access.SCORES), x, y, uf.linf(0.1), suite="quick")
     assert result.settings["access"] == "scores"
+    with pytest.raises(uf.InputError, match="No attack of custom applies"):
+        uf.evaluate(net, x, y, uf.linf(0.1), suite=["pgd(steps=5)", "apgd()"], access=uf.Access.SCORES)
+
+
+def test_a_named_suite_of_gradients_alone_asks_for_scores_and_labels_where_nothing_else_is_granted() -> None:
+    net, x, y = case()
+    asked = uf.evaluate(net, x, y, uf.linf(0.25), suite="quick", access=uf.Access.SCORES)
+    own = uf.evaluate(uf.Target(net, access=uf.Access.SCORES), x, y, uf.linf(0.25), suite="quick")
+    for result in (asked, own):
+        ran = [row for row in result.attacks if not row.skipped]
+        assert [row.name for row in ran] == ["square(queries=1000)", "ray(queries=1000)"]
+        assert all("needs gradient access" in row.skipped for row in result.attacks if row not in ran)
+        assert result.backward_total == 0 and Status.BROKEN in result.outcome
+    assert torch.equal(asked.robust, own.robust) and torch.equal(asked.x_adv, own.x_adv)
 
 
 def test_targeted_goals_leave_out_what_is_wrong_already() -> None:
