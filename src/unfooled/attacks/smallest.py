@@ -70,7 +70,7 @@ def direction(p: Problem, t: Tensor, grad: Tensor) -> Tensor:
 
 def cosine(t: Tensor, steps: int, first: float, final: float, like: Tensor) -> Tensor:
     """From `first` down to `final` along half a cosine, [b]."""
-    return final + (first - final) * 0.5 * (1 + torch.cos(t.to(like.dtype) * (math.pi / steps)))
+    return final + (first - final) * 0.5 * (1 + torch.cos(t.to(like.dtype) * (math.pi / max(steps, 1))))
 
 
 def farthest(p: Problem) -> Tensor:
@@ -91,13 +91,68 @@ def drawn(p: Problem, t: Tensor, steps: int) -> Climb:
 
 
 @dataclass
+class Best:
+    """The row's smallest success x [b, ...], its size [b], the gradient there, and the failed trims since, [b]."""
+
+    x: Tensor
+    size: Tensor
+    grad: Tensor
+    fails: Tensor
+
+    @classmethod
+    def none(cls, p: Problem) -> "Best":
+        """Nothing was found yet."""
+        assert isinstance(p.x0, Tensor)
+        size = torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], torch.inf)
+        return cls(p.x0, size, torch.zeros_like(p.x0), torch.zeros_like(p.y))
+
+    def seen(self, p: Problem, x: Tensor, won: Tensor, grad: Tensor, trimmed: Tensor | None = None) -> "Best":
+        """Return the best after x was shown; `trimmed` bool [b] says where x was made by `fewer`."""
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        size = p.threat.norm.size(x - p.x0)
+        fails = self.fails if trimmed is None else self.fails + trimmed
+        new: Best = where(
+            won & (size < self.size), Best(x, size, grad, torch.zeros_like(fails)), replace(self, fails=fails)
+        )
+        return new
+
+    def exhausted(self) -> Tensor:
+        """Whether every change was tried to be undone since the last success, bool [b]."""
+        return self.fails > 2 * self.size
+
+    def fewer(self, p: Problem) -> Tensor:
+        """Return a point with one change less, [b, ...]: by turns every change is undone, the least useful first.
+
+        The first try changes the values that gain most by the gradient, wherever they are; then, change after change,
+        the others are first taken to the wall of the box, then left as they are. For L0.
+        """
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        lo, hi = p.threat.bounds
+        grad, x0 = self.grad.flatten(1), p.x0.flatten(1)
+        change = self.x.flatten(1) - x0
+        reach = torch.where(grad > 0, hi - x0, torch.where(grad < 0, lo - x0, 0.0))  # [b, d]
+        most = _rank(-grad * reach) < (self.size - 1).view(-1, 1)
+        turn = ((self.fails - 1).clamp(min=0) // 2) % self.size.clamp(1, change.shape[1]).long()
+        useful = _rank(torch.where(change != 0, grad * change, torch.inf)) != turn.view(-1, 1)
+        pushed = torch.where((self.fails % 2 == 1).view(-1, 1) & (reach != 0), reach, change)
+        rest = torch.where(useful & (change != 0), pushed, 0.0)
+        z = x0 + torch.where((self.fails == 0).view(-1, 1), torch.where(most, reach, 0.0), rest)
+        return p.threat.project(z.view_as(p.x0).clamp(lo, hi), p.x0, torch.inf)
+
+
+def _rank(values: Tensor) -> Tensor:
+    """Return the place of each value [b, d] in its row, from 0 for the smallest."""
+    return values.argsort(dim=1, stable=True).argsort(dim=1)
+
+
+@dataclass
 class RadiusState:
-    """Per row: step t [b], iterate x [b, ...], its radius [b], and the size of the smallest success so far [b]."""
+    """Per row: step t [b], iterate x [b, ...], its radius [b], and the smallest success."""
 
     t: Tensor
     x: Tensor
     radius: Tensor
-    best: Tensor
+    best: Best
 
 
 @dataclass(frozen=True, repr=False)
@@ -106,7 +161,7 @@ class Radius(Minimum[RadiusState]):
 
     `size` and `gamma` (first, final): length of the steps in L2, and the share. With `start` the radius begins there
     (DDN); without, until the first success it is where the boundary should be by the gradient (FMN, Algorithm 1). For
-    L0 it is a number of values and changes by one at least.
+    L0 it is a number of values and changes by one at least; the last fifth of the steps takes changes out of the best.
     """
 
     size: float | None = None
@@ -123,23 +178,25 @@ class Radius(Minimum[RadiusState]):
     def init(self, p: Problem) -> RadiusState:
         """Start at the original."""
         assert isinstance(p.x0, Tensor) and isinstance(p.threat, Ball)
-        none = torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], torch.inf)
-        width = p.threat.bounds[1] - p.threat.bounds[0]
+        best, width = Best.none(p), p.threat.bounds[1] - p.threat.bounds[0]
         first = 0.0 if self.start is None else self.start * width
-        return RadiusState(torch.zeros_like(p.y), p.x0, torch.full_like(none, first), none)
+        return RadiusState(torch.zeros_like(p.y), p.x0, torch.full_like(best.size, first), best)
 
     def step(self, p: Problem, s: RadiusState) -> tuple[RadiusState, Trial]:
         """Look at x, set the radius, step and project."""
         assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
         answer, value, grad = p.oracle.gradient(s.x, drawn(p, s.t, self.length))
-        won = advantage(answer, p.y, p.to) > 0
-        size = p.threat.norm.size(s.x - p.x0)
-        best = torch.where(won, torch.minimum(size, s.best), s.best)
+        won, sparse = advantage(answer, p.y, p.to) > 0, p.threat.norm.name == "l0"
+        size, trims = p.threat.norm.size(s.x - p.x0), 0.8 * self.length
+        best = s.best.seen(p, s.x, won, masked(p, grad), s.t >= trims)
         grad = free(p, s.x, grad)
-        radius = torch.minimum(self._radius(p, s, won, size, best, value.to(size.dtype), grad), farthest(p))
+        radius = self._radius(p, s, won, size, best.size, value.to(size.dtype), grad)
+        radius = torch.minimum(radius, farthest(p))
         first = (3.0 if p.threat.norm.name in ("l1", "l0") else 1.0) if self.size is None else self.size
         alpha = cosine(s.t, self.length, first, 0.01 * first, size) * (p.threat.bounds[1] - p.threat.bounds[0])
         z = p.threat.project(s.x + column(alpha, s.x) * direction(p, s.t, grad), p.x0, radius)
+        if sparse:
+            z = where((s.t + 1 >= trims) & best.size.isfinite(), best.fewer(p), z)
         return RadiusState(s.t + 1, z, radius, best), Trial(s.x, answer)
 
     def _radius(
@@ -177,16 +234,15 @@ def fmn(steps: int = 100, step_size: float | None = None, gamma: float = 0.05) -
 
 @dataclass
 class PricedState:
-    """Per row: step t [b], iterate x [b, ...], the method's memory; the smallest success [b, ...] and its size [b].
+    """Per row: step t [b], iterate x [b, ...], the method's memory, the smallest success, and a radius [b].
 
-    `radius` [b] is that of the walk along the boundary at the end.
+    The radius is that of the walk along the boundary at the end.
     """
 
     t: Tensor
     x: Tensor
     memory: Any
-    best: Tensor
-    size: Tensor
+    best: Best
     radius: Tensor
 
 
@@ -195,7 +251,7 @@ class Priced(Minimum[PricedState], ABC):
     """Distance has a price beside the loss; in the last `tail` steps the best point is walked along the boundary.
 
     A method says how its memory begins and how it moves on from x. The walk is that of FMN, in small steps: it brings
-    the point onto the boundary, where a price alone comes only near.
+    the point onto the boundary, where a price alone comes only near. In L2 half the steps do.
     """
 
     tail: int = 20
@@ -209,34 +265,40 @@ class Priced(Minimum[PricedState], ABC):
     def move(self, p: Problem, s: PricedState, won: Tensor, value: Tensor, grad: Tensor) -> tuple[Any, Tensor]:
         """Return memory and next point after the loss `value` [b] and its gradient were seen at s.x."""
 
+    def priced(self, p: Problem) -> int:
+        """How many steps come before the walk."""
+        assert isinstance(p.threat, Ball)
+        return max(1, self.length - (self.tail // 2 if p.threat.norm.name == "l2" else self.tail))
+
     def init(self, p: Problem) -> PricedState:
         """Start at the original."""
         assert isinstance(p.x0, Tensor)
-        none = torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], torch.inf)
-        return PricedState(torch.zeros_like(p.y), p.x0, self.begin(p), p.x0, none, none)
+        best = Best.none(p)
+        return PricedState(torch.zeros_like(p.y), p.x0, self.begin(p), best, best.size)
 
     def step(self, p: Problem, s: PricedState) -> tuple[PricedState, Trial]:
         """Look at x and move on, by price or along the boundary."""
         assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
-        first = self.length - self.tail
+        first = self.priced(p)
         begins, late = s.t + 1 == first, s.t + 1 >= first
         price, margin = (climb(name, p.y, p.to, paired=False) for name in (self.loss, "margin"))
         answer, value, grad = p.oracle.gradient(s.x, lambda z: torch.where(s.t < first, price(z), margin(z)))
         won, grad, value = advantage(answer, p.y, p.to) > 0, masked(p, grad), value.to(s.x.dtype)
-        size = p.threat.norm.size(s.x - p.x0)
-        better = won & (size < s.size)
-        s = replace(s, best=where(better, s.x, s.best), size=torch.where(better, size, s.size))
+        s = replace(s, best=s.best.seen(p, s.x, won, grad))
+        size = s.best.size
         memory, x = self.move(p, s, won, value, grad)
         left = (s.t - first).clamp(min=0)
-        gamma = cosine(left, self.tail, 0.05, 0.001, size)
-        radius = torch.where(won | begins, s.size * (1 - gamma), torch.minimum(s.radius * (1 + gamma), s.size))
-        from_ = where(begins, s.best, s.x)
-        alpha = cosine(left, self.tail, 10.0, 0.1, size) * L2.size(s.best - p.x0)
-        step = column(alpha, s.x) * direction(p, s.t, free(p, s.x, grad))
-        walked = p.threat.project(from_ + torch.where(column(begins, s.x), 0.0, step), p.x0, radius)
-        walks = late & s.size.isfinite()
-        state = PricedState(s.t + 1, where(walks, walked, x), memory, s.best, s.size, radius)
-        return state, Trial(s.x, answer)
+        gamma = cosine(left, self.length - first, 0.02, 0.0005, size)
+        uphill = free(p, s.x, grad)
+        spare = value.abs() / NORMS[p.threat.norm.dual].size(uphill).clamp(min=torch.finfo(grad.dtype).tiny)
+        less = torch.maximum(torch.minimum(size * (1 - gamma), size - spare / 2), size / 2)
+        less = torch.where(begins, size * (1 - gamma), less)
+        radius = torch.where(won | begins, less, torch.minimum(s.radius * (1 + gamma), size))
+        alpha = cosine(left, self.length - first, 5.0, 0.1, size) * L2.size(s.best.x - p.x0)
+        step = column(torch.where(begins, 0.0, alpha), s.x) * direction(p, s.t, uphill)
+        walked = p.threat.project(where(begins, s.best.x, s.x) + step, p.x0, radius)
+        x = where(late & size.isfinite(), walked, x)
+        return PricedState(s.t + 1, x, memory, s.best, radius), Trial(s.x, answer)
 
     def last(self, p: Problem, s: PricedState) -> Tensor:
         """Return the point after the last step, inside the ball."""
@@ -256,7 +318,7 @@ class ElasticNet(Priced):
     run: int = 100
     size: float = 0.05
     beta: float = 0.01
-    weight: float = 0.001
+    weight: float = 0.01
 
     def __post_init__(self) -> None:
         """Refuse settings that make no attack."""
@@ -291,7 +353,7 @@ class ElasticNet(Priced):
 
 @recipe("Chen et al. 2018, arXiv 1709.04114", ("l1",), smallest=1.01)
 def ead(
-    steps: int = 50, searches: int = 9, step_size: float = 0.05, beta: float = 0.01, weight: float = 0.001
+    steps: int = 50, searches: int = 6, step_size: float = 0.05, beta: float = 0.01, weight: float = 0.01
 ) -> ElasticNet:
     """EAD: elastic net, L1 and L2 at once, with a search over the weight of the loss."""
     check_counts(steps=steps, searches=searches)
@@ -341,7 +403,7 @@ class Multiplier(Priced):
         length = torch.where(s.t == 0, reach / norm.size(down).clamp(min=1e-12), length)
         square = 0.9 * square + 0.1 * down.square()
         mean = 0.9 * mean + down / (square.sqrt() + 1e-8)
-        rest = (self.length - self.tail - found).clamp(min=1)
+        rest = (self.priced(p) - found).clamp(min=1)
         rate = length * 0.01 ** ((s.t - found).clamp(min=0) / rest)
         x = p.threat.project(p.x0 + (d - column(rate, d) * mean) * (hi - lo), p.x0, torch.inf)
         return (square, mean, mu, rho, length, before, found), x
@@ -354,7 +416,7 @@ def _slope(y: Tensor, rho: Tensor, mu: Tensor) -> Tensor:
 
 
 @recipe("Rony et al. 2021, arXiv 2011.11857", ("l2", "l1"), smallest=1.01)
-def alma(steps: int = 200, reach: float | None = None) -> Multiplier:
+def alma(steps: int = 300, reach: float | None = None) -> Multiplier:
     """ALMA: augmented Lagrangian; the price of a constraint that does not hold rises by itself."""
     check_counts(steps=steps)
     return Multiplier(length=steps, norms=("l2", "l1"), tail=max(1, steps // 5), reach=reach)
@@ -385,12 +447,11 @@ class PrimalDual(Priced):
         assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
         lo, hi = p.threat.bounds
         mean, square, price, share = s.memory
-        steps = self.length - self.tail
         down = torch.where(column(won, grad), 0.0, -grad * (hi - lo) * column(torch.sigmoid(-value), grad))
         mean, square = 0.9 * mean + 0.1 * down, 0.999 * square + 0.001 * down.square()
         k = column(s.t + 1, mean).to(mean.dtype)
         scale = (square / (1 - 0.999**k)).sqrt() + 1e-8
-        part = s.t.to(price.dtype) / steps
+        part = s.t.to(price.dtype) / self.priced(p)
         rate = self.size * 0.01**part
         r = (s.x - p.x0) / (hi - lo) - column(rate, mean) * mean / (1 - 0.9**k) / scale
         r = (p.threat.project(p.x0 + r * (hi - lo), p.x0, torch.inf) - p.x0) / (hi - lo)
@@ -416,7 +477,7 @@ def _shrunk(norm: str, v: Tensor, weight: Tensor) -> Tensor:
 
 
 @recipe("Matyasko, Chau 2021, arXiv 2106.01538", ("linf", "l2", "l1"), smallest=1.01)
-def pdpgd(steps: int = 200, step_size: float = 0.1, dual_step_size: float = 0.1, ratio: float = 0.01) -> PrimalDual:
+def pdpgd(steps: int = 300, step_size: float = 0.1, dual_step_size: float = 0.1, ratio: float = 0.01) -> PrimalDual:
     """PDPGD: descends on size and loss together; the price of the loss falls where the answer is wrong."""
     check_counts(steps=steps)
     return PrimalDual(

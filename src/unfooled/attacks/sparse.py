@@ -1,6 +1,6 @@
 """Sparse attacks: as few values as possible change, by however much."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -12,61 +12,7 @@ from ..core.goal import advantage
 from ..core.threat import Ball, Threat
 from ..norms import LINF
 from .parts import check_counts, check_size, climb
-from .smallest import Minimum, cosine, masked
-
-
-@dataclass
-class Best:
-    """The row's smallest success x [b, ...], how many values it changes [b], its gradient, and failures since [b]."""
-
-    x: Tensor
-    count: Tensor
-    grad: Tensor
-    fails: Tensor
-
-    @classmethod
-    def none(cls, p: Problem) -> "Best":
-        """Nothing was found yet."""
-        assert isinstance(p.x0, Tensor)
-        count = torch.full_like(p.x0.reshape(len(p.x0), -1)[:, 0], torch.inf)
-        return cls(p.x0, count, torch.zeros_like(p.x0), torch.zeros_like(p.y))
-
-    def seen(self, p: Problem, x: Tensor, won: Tensor, grad: Tensor) -> "Best":
-        """Return the best after x was shown."""
-        assert isinstance(p.x0, Tensor)
-        count = (x != p.x0).flatten(1).sum(1).to(x.dtype)
-        better = won & (count < self.count)
-        new = Best(x, count, grad, torch.zeros_like(self.fails))
-        kept: Best = where(better, new, replace(self, fails=self.fails + 1))
-        return kept
-
-    def done(self) -> Tensor:
-        """Whether every change was tried to be undone since the last success, bool [b]."""
-        return self.fails > 2 * self.count
-
-    def pruned(self, p: Problem) -> Tensor:
-        """Return a point with one change less, [b, ...]: by turns every change is undone, the least useful first.
-
-        The first try changes the values that gain most by the gradient, wherever they are; then, change after change,
-        the others are first taken to the wall of the box, then left as they are.
-        """
-        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
-        lo, hi = p.threat.bounds
-        grad, x0 = self.grad.flatten(1), p.x0.flatten(1)
-        change = self.x.flatten(1) - x0
-        reach = torch.where(grad > 0, hi - x0, torch.where(grad < 0, lo - x0, 0.0))  # [b, d]
-        most = _rank(-grad * reach) < (self.count - 1).view(-1, 1)
-        turn = ((self.fails - 1).clamp(min=0) // 2) % self.count.clamp(1, change.shape[1]).long()
-        useful = _rank(torch.where(change != 0, grad * change, torch.inf)) != turn.view(-1, 1)
-        pushed = torch.where((self.fails % 2 == 1).view(-1, 1) & (reach != 0), reach, change)
-        fewer = torch.where(useful & (change != 0), pushed, 0.0)
-        z = x0 + torch.where((self.fails == 0).view(-1, 1), torch.where(most, reach, 0.0), fewer)
-        return p.threat.project(z.view_as(p.x0).clamp(lo, hi), p.x0, torch.inf)
-
-
-def _rank(values: Tensor) -> Tensor:
-    """Return the place of each value [b, d] in its row, from 0 for the smallest."""
-    return values.argsort(dim=1, stable=True).argsort(dim=1)
+from .smallest import Best, Minimum, cosine, masked
 
 
 @dataclass
@@ -106,7 +52,7 @@ class SigmaZero(Minimum[SigmaState]):
         """Start at the original."""
         assert isinstance(p.x0, Tensor)
         zero, best = torch.zeros_like(p.x0), Best.none(p)
-        return SigmaState(torch.zeros_like(p.y), p.x0, zero, zero, torch.full_like(best.count, self.threshold), best)
+        return SigmaState(torch.zeros_like(p.y), p.x0, zero, zero, torch.full_like(best.size, self.threshold), best)
 
     def step(self, p: Problem, s: SigmaState) -> tuple[SigmaState, Trial]:
         """Look at x, take a step of Adam and cut small changes off; late steps prune the best point."""
@@ -115,7 +61,8 @@ class SigmaZero(Minimum[SigmaState]):
         answer, _, grad = p.oracle.gradient(s.x, climb("margin", p.y, p.to, paired=False))
         won = advantage(answer, p.y, p.to) > 0
         grad = masked(p, grad)
-        best = s.best.seen(p, s.x, won, grad)
+        first = (1 - self.trimming) * self.length
+        best = s.best.seen(p, s.x, won, grad, s.t >= first)
         d = (s.x - p.x0) / (hi - lo)
         few = (
             2 * d * self.sigma / (d.square() + self.sigma).square() / d[0].numel()
@@ -130,8 +77,8 @@ class SigmaZero(Minimum[SigmaState]):
         threshold = (s.threshold + 0.01 * rate * torch.where(won, 1.0, -1.0)).clamp(0, 1)
         x = p.x0 + torch.where(d.abs() < column(threshold, d), 0.0, d) * (hi - lo)
         x = p.threat.project(x.clamp(lo, hi), p.x0, torch.inf)
-        late = (s.t + 1 >= (1 - self.trimming) * self.length) & best.count.isfinite()
-        return SigmaState(s.t + 1, where(late, best.pruned(p), x), mean, square, threshold, best), Trial(s.x, answer)
+        late = (s.t + 1 >= first) & best.size.isfinite()
+        return SigmaState(s.t + 1, where(late, best.fewer(p), x), mean, square, threshold, best), Trial(s.x, answer)
 
 
 @recipe("Cina et al. 2024, arXiv 2402.01879", ("l0",), smallest=1.01)
@@ -187,7 +134,7 @@ class Saliency(Minimum[SaliencyState]):
         grads = grads.flatten(2).to(s.x.dtype)
         rival = z[:, 1:].argmax(1) + 1
         slope = grads[:, 0] - grads[torch.arange(len(rival), device=rival.device), rival]  # of the margin, [b, d]
-        best = s.best.seen(p, s.x, won, masked(p, slope.view_as(s.x)))
+        best = s.best.seen(p, s.x, won, masked(p, slope.view_as(s.x)), s.best.size.isfinite())
         up, others = (masked(p, g.view_as(s.x)).flatten(1) for g in (grads[:, 0], grads[:, 1:].sum(1)))
         lo, hi = p.threat.bounds
         flat, slope = s.x.flatten(1), masked(p, slope.view_as(s.x)).flatten(1)
@@ -200,11 +147,11 @@ class Saliency(Minimum[SaliencyState]):
         wall = torch.where(torch.where(some, up, slope).gather(1, at) > 0, hi, lo)
         more = torch.where((torch.where(some, salient, plain).gather(1, at) > 0), wall, flat.gather(1, at))
         x = p.threat.project(flat.scatter(1, at, more.to(flat.dtype)).view_as(s.x), p.x0, torch.inf)
-        return SaliencyState(s.t + 1, where(best.count.isfinite(), best.pruned(p), x), best), Trial(s.x, answer)
+        return SaliencyState(s.t + 1, where(best.size.isfinite(), best.fewer(p), x), best), Trial(s.x, answer)
 
     def finished(self, p: Problem, s: SaliencyState) -> Tensor:
         """Rows whose best point loses with every change that is taken out."""
-        return s.best.done()
+        return s.best.exhausted()
 
 
 @recipe("Papernot et al. 2016, arXiv 1511.07528", ("l0",), smallest=1.01)
