@@ -35,7 +35,7 @@ It prints as the call that made it. Which one to take: [choosing-an-attack.md](c
   the first look, and a success one for the re-check.
 - **parts**: a first-order attack chooses a loss to climb, a class to aim at, how the gradient is had (sense), how steps
   combine (move), how long they are (rate, in units of eps), the radius that they stay in, and where they start.
-  Settings of others are listed as they are called, with their defaults.
+  Settings are listed as they are called, with their defaults.
 
 *This page is written by `python docs/make_attacks.py` from the table that the recipes register in.*
 """
@@ -54,8 +54,8 @@ def _group(title: str, recipes: list[Recipe]) -> Iterator[str]:
     yield _table(head, [(_code(t["name"]), *(t[name] for name in names)) for t in told])
     climbing = [(r, attack) for r in recipes if isinstance(attack := made(r), GradientAttack)]
     if climbing:
-        head = "attack", "loss", "aim", "sense", "move", "rate", "radius", "start"
-        yield _table(head, [(_code(r.name), *_parts(attack)) for r, attack in climbing])
+        head = "attack", "loss", "aim", "sense", "move", "rate", "radius", "start", "settings"
+        yield _table(head, [(_code(r.name), *_parts(attack), _code(_settings(r))) for r, attack in climbing])
     others = [r for r in recipes if not isinstance(made(r), GradientAttack)]
     if others:
         yield _table(("attack", "settings"), [(_code(r.name), _code(_settings(r))) for r in others])

@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -65,6 +66,16 @@ def test_the_added_attack_keeps_the_contract(
 def test_the_contract_is_all_there() -> None:
     names = {param.values[0].__name__ for param in laws()}
     assert len(names) >= 15 and "test_the_smallest_change" in names and "test_alone_as_in_any_batch_and_order" in names
+
+
+# ---- the table of attacks
+
+
+def test_the_page_of_attacks_is_the_recipe_table() -> None:
+    """Where this fails: `python docs/make_attacks.py` writes the page."""
+    made = runpy.run_path(str(DOCS / "make_attacks.py"))["page"]()
+    assert (DOCS / "attacks.md").read_text(encoding="utf-8") == made
+    assert all(f"| `{name}` |" in made for name in RECIPES)
 
 
 # ---- the shelf's lines in README
