@@ -105,6 +105,8 @@ class Server:
 class Handler(BaseHTTPRequestHandler):
     owner: Server
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits for an acknowledgement
+    wbufsize = 65536
 
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))

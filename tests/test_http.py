@@ -1,6 +1,7 @@
 """HTTP targets: no query uncounted, no wrong answer taken, no key shown; attacks end with their budget, not before."""
 
 import email.utils
+import gc
 import json
 import logging
 import os
@@ -558,3 +559,35 @@ def test_a_file_of_python_may_make_the_endpoint(tmp_path, server):
     target = resolve(f"{tmp_path / 'mine.py'}:make")
     assert target.classes == ["a", "b"] and target.access is uf.Access.SCORES
     assert target.scores(X).shape == (7, 2) and target.module.counts["spent"] == 7
+
+
+def test_a_run_whose_budget_was_spent_goes_on_with_a_larger_one(tmp_path, monkeypatch, capfd):
+    code = """
+import os
+from unfooled.targets import http
+
+def make():
+    return http(os.environ["MY_URL"], budget=int(os.environ["MY_BUDGET"]), ledger=os.environ["MY_LEDGER"], batch=64)
+"""
+    (tmp_path / "mine.py").write_text(code)
+    monkeypatch.setenv("MY_LEDGER", str(tmp_path / "ledger"))
+    x = np.full((12, 3, 3), 0.3, np.float32)
+    x[::3], x[1::3] = 0.47, 0.7
+    np.savez(tmp_path / "data.npz", images=x, labels=(x[:, 0, 0] > 0.5).astype(np.int64))
+    words = ["evaluate", f"{tmp_path / 'mine.py'}:make", str(tmp_path / "data.npz"), "--threat", "linf(0.05)"]
+    words += ["--no-curve", "--queries", "40", "--batch-size", "1", "--out", str(tmp_path / "out")]
+    with serving() as server:
+        monkeypatch.setenv("MY_URL", server.url())
+        monkeypatch.setenv("MY_BUDGET", "550")
+        assert _app.call(words) == 130
+        first = json.loads((tmp_path / "out" / "summary.json").read_text())["counts"]
+        said = "".join(capfd.readouterr())
+        assert "budget of 550 queries is spent" in said and "--resume" in said
+        assert first["broken"] > 0 and first["not_run"] > 0 and server.served <= 550
+        gc.collect()  # the first target holds the ledger as long as it lives
+        monkeypatch.setenv("MY_BUDGET", "5000")
+        before = server.served
+        assert _app.call(["evaluate", "--resume", str(tmp_path / "out")]) == 3
+        counts = json.loads((tmp_path / "out" / "summary.json").read_text())["counts"]
+        assert counts["broken"] == 4 and counts["survived"] == 8 and counts["not_run"] == 0
+        assert server.served - before < 4 * before  # what was done was not asked again
