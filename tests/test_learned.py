@@ -48,6 +48,7 @@ def test_on_a_linear_target_it_is_the_steepest_change_and_fools_what_that_fools(
     assert float(out.success.float().mean()) == pytest.approx(share, abs=0.02)
     none = uf.run(made, net, x, y, uf.Ball(uf.norms.NORMS[norm], eps / 100))
     assert float(none.success.float().mean()) < share / 2, "planted changes are brought back into a smaller ball"
+    assert none.vanished == 0, "and shown there"
 
 
 def test_one_step_of_one_batch_is_the_sign_of_the_summed_gradient() -> None:
