@@ -16,7 +16,11 @@ from ..core.threat import Ball, Threat
 from ..errors import InputError
 from .parts import check_counts, check_size
 
-_SCHEDULE = ((10, 2), (50, 4), (200, 8), (500, 16), (1000, 32), (2000, 64), (4000, 128), (6000, 256), (8000, 512))
+
+@lru_cache
+def _schedule(device: torch.device) -> Tensor:
+    """After how many of 10,000 queries the squares' area halves, int64 [9]."""
+    return torch.tensor([10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000], device=device)
 
 
 @dataclass
@@ -104,10 +108,8 @@ class Square(Attack[SquareState]):
     def _side(self, t: Tensor, pixels: int, least: int) -> Tensor:
         """The squares' side at query t, [b]: the published schedule of halvings, scaled to `queries`."""
         scaled = t * 10000 // self.queries
-        divisor = torch.ones_like(t, dtype=torch.float64)
-        for after, by in _SCHEDULE:
-            divisor = torch.where(scaled > after, float(by), divisor)
-        return (self.p_init / divisor * pixels).sqrt().round().long().clamp(min=least)
+        halvings = torch.bucketize(scaled, _schedule(t.device))
+        return (self.p_init * 0.5 ** halvings.double() * pixels).sqrt().round().long().clamp(min=least)
 
     def _linf(self, p: Problem, s: SquareState) -> Tensor:
         """One square of +-eps per channel; at the first step none."""
