@@ -17,7 +17,7 @@ from benchmarks import results
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "docs" / "shelf.md")
+PAGES = (README, ROOT / "docs" / "shelf.md", ROOT / "docs" / "transfer.md")
 
 
 def standard() -> str:
@@ -247,12 +247,20 @@ def engine() -> str:
     return markdown(head, rows, left=1) + "\n\n" + origin(entries)
 
 
+def transfer() -> str:
+    """Everything of the transfer benchmark, under headings."""
+    from benchmarks import transfer
+
+    return transfer.table()
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "standard": standard,
     "cost": cost,
     "engine": engine,
     "shelf": shelf,
     "queries": queries,
+    "transfer": transfer,
 }
 
 
