@@ -16,6 +16,7 @@ from ..norms import L1, L2, NORMS
 from .parts import Climb, check_counts, check_size, climb
 
 S = TypeVar("S")
+SPARSE = 0.4  # of the box, the mean step of a value at first: sparse points are found by going far and cutting back
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,9 +160,10 @@ class RadiusState:
 class Radius(Minimum[RadiusState]):
     """Climb within a ball whose radius shrinks by a share after every success and grows after every failure.
 
-    `size` and `gamma` (first, final): length of the steps in L2, and the share. With `start` the radius begins there
-    (DDN); without, until the first success it is where the boundary should be by the gradient (FMN, Algorithm 1). For
-    L0 it is a number of values and changes by one at least; the last fifth of the steps takes changes out of the best.
+    `size` and `gamma` (first, final): length of the steps in L2 (1; for L1 and L0 by SPARSE), and the share. With
+    `start` the radius begins there (DDN); without, until the first success it is where the boundary should be by the
+    gradient (FMN, Algorithm 1). For L0 it is a number of values and changes by one at least; the last fifth of the
+    steps takes changes out of the best point.
     """
 
     size: float | None = None
@@ -192,7 +194,7 @@ class Radius(Minimum[RadiusState]):
         grad = free(p, s.x, grad)
         radius = self._radius(p, s, won, size, best.size, value.to(size.dtype), grad)
         radius = torch.minimum(radius, farthest(p))
-        first = (3.0 if p.threat.norm.name in ("l1", "l0") else 1.0) if self.size is None else self.size
+        first = self.size or (SPARSE * p.x0[0].numel() ** 0.5 if p.threat.norm.name in ("l1", "l0") else 1.0)
         alpha = cosine(s.t, self.length, first, 0.01 * first, size) * (p.threat.bounds[1] - p.threat.bounds[0])
         z = p.threat.project(s.x + column(alpha, s.x) * direction(p, s.t, grad), p.x0, radius)
         if sparse:
@@ -400,7 +402,7 @@ class Multiplier(Priced):
         near = d.sign() if norm.name == "l1" else d / column(size.clamp(min=1e-12), d)
         down = near - column(_slope(y, rho, mu), d) * grad * (hi - lo)
         reach = (0.1 if norm.name == "l2" else 0.5) if self.reach is None else self.reach
-        length = torch.where(s.t == 0, reach / norm.size(down).clamp(min=1e-12), length)
+        length = torch.where(s.t == 0, reach / norm.size(free(p, s.x, -down)).clamp(min=1e-12), length)
         square = 0.9 * square + 0.1 * down.square()
         mean = 0.9 * mean + down / (square.sqrt() + 1e-8)
         rest = (self.priced(p) - found).clamp(min=1)
