@@ -342,7 +342,7 @@ def test_the_disk_has_the_line_before_the_request_leaves(server, tmp_path, monke
 
 
 KILLER = """
-import os, random, signal, sys, time
+import os, random, signal, sys, time, warnings
 
 import torch
 from unfooled.errors import Unavailable
@@ -350,6 +350,7 @@ from unfooled.targets import http
 
 url, ledger, budget, kills, seed = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
 torch.set_num_threads(1)
+warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads
 luck = random.Random(seed)
 
 def ask():
