@@ -232,7 +232,7 @@ def _learnable(
             door = Oracle(target, Access.LABEL)
             parts = [door.label(p.to(target.device, target.work_dtype)).label.cpu() for p in _pieces(x)]
         y = torch.cat(parts)
-    return target, ball, y
+    return target, ball, y.cpu()
 
 
 def _pull(

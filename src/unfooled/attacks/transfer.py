@@ -524,7 +524,7 @@ def transfer_matrix(
     """
     if points not in ("success", "all", "last"):
         raise InputError(f"points must be 'success', 'all' or 'last', not {points!r}.")
-    columns = named(targets)
+    columns, truth = named(targets), y.cpu()
     rows = columns if sources is None else named(sources)
     clean = {name: _labels(t, x) for name, t in (columns | rows).items()}
     runs, asked, fooled, same, told = [], [], [], [], ""
@@ -543,8 +543,8 @@ def transfer_matrix(
         counts = out.success if points == "success" else torch.ones_like(out.success)
         for other, target in columns.items():
             label, accepted = _labels(target, shown)
-            right = torch.stack([(clean[part][0] == y) & clean[part][1] for part in (name, other)]).all(0)
-            wrong = (label != y) & accepted
+            right = torch.stack([(clean[part][0] == truth) & clean[part][1] for part in (name, other)]).all(0)
+            wrong = (label != truth) & accepted
             asked.append(counts & right)
             fooled.append(asked[-1] & wrong)
             same.append(fooled[-1] & (label == own))
