@@ -359,3 +359,14 @@ def test_a_list_of_texts_is_no_input_for_a_walk() -> None:
     assert "tensors" in made("surfree").unfit(["a"], uf.l2(), 2)
     assert "Linf" in made("surfree").unfit(torch.rand(1, 2), uf.linf(), 2)
     assert made("hop_skip_jump").unfit(torch.rand(1, 2), replace(uf.linf(), eps=0.1), 2) == ""
+
+
+def test_on_levels_every_question_is_a_legal_image() -> None:
+    target = Linear.random((24,), 2, seed=5)
+    x, y = linear_points(target, (24,), 8, "linf", 0.06, seed=2)
+    x = (x * 32).round() / 32
+    y = target(x).argmax(1)
+    for threat in (replace(uf.linf(0.19), levels=32), replace(uf.linf(), levels=32)):
+        out = uf.run(made("hop_skip_jump", queries=300), target, x, y, threat)
+        assert out.success.all(), "starts are looked for outside the ball too"
+        assert isinstance(out.x_adv, Tensor) and torch.allclose(out.x_adv * 32, (out.x_adv * 32).round(), atol=1e-5)
