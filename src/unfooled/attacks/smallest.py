@@ -119,25 +119,26 @@ class Best:
 
     def exhausted(self) -> Tensor:
         """Whether every change was tried to be undone since the last success, bool [b]."""
-        return self.fails > 2 * self.size
+        return self.fails > 2 * self.size + 1
 
     def fewer(self, p: Problem) -> Tensor:
-        """Return a point with one change less, [b, ...]: by turns every change is undone, the least useful first.
+        """Return a point with fewer changes, [b, ...]. For L0.
 
-        The first try changes the values that gain most by the gradient, wherever they are; then, change after change,
-        the others are first taken to the wall of the box, then left as they are. For L0.
+        By turns, and from the start after every success: one change less, at the values that gain most by the gradient;
+        the useful three quarters of the changes; all changes but one, the least useful first, the others once taken to
+        the wall of the box and once as they are.
         """
         assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
         lo, hi = p.threat.bounds
         grad, x0 = self.grad.flatten(1), p.x0.flatten(1)
-        change = self.x.flatten(1) - x0
+        change, size, fails = self.x.flatten(1) - x0, self.size.view(-1, 1), self.fails.view(-1, 1)
         reach = torch.where(grad > 0, hi - x0, torch.where(grad < 0, lo - x0, 0.0))  # [b, d]
-        most = _rank(-grad * reach) < (self.size - 1).view(-1, 1)
-        turn = ((self.fails - 1).clamp(min=0) // 2) % self.size.clamp(1, change.shape[1]).long()
-        useful = _rank(torch.where(change != 0, grad * change, torch.inf)) != turn.view(-1, 1)
-        pushed = torch.where((self.fails % 2 == 1).view(-1, 1) & (reach != 0), reach, change)
-        rest = torch.where(useful & (change != 0), pushed, 0.0)
-        z = x0 + torch.where((self.fails == 0).view(-1, 1), torch.where(most, reach, 0.0), rest)
+        use = _rank(torch.where(change != 0, grad * change, torch.inf))  # changes first, the least useful at 0
+        turn = ((fails - 2).clamp(min=0) // 2) % size.clamp(1, change.shape[1]).long()
+        kept = torch.where(fails == 1, use >= size - (0.75 * size).floor(), use != turn) & (change != 0)
+        pushed = (fails > 1) & (fails % 2 == 0) & (reach != 0)
+        rest = torch.where(kept, torch.where(pushed, reach, change), 0.0)
+        z = x0 + torch.where(fails == 0, torch.where(_rank(-grad * reach) < size - 1, reach, 0.0), rest)
         return p.threat.project(z.view_as(p.x0).clamp(lo, hi), p.x0, torch.inf)
 
 

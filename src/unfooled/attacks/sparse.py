@@ -155,7 +155,7 @@ class Saliency(Minimum[SaliencyState]):
 
 
 @recipe("Papernot et al. 2016, arXiv 1511.07528", ("l0",), smallest=1.01)
-def jsma(steps: int = 100, classes: int = 10) -> Saliency:
+def jsma(steps: int = 200, classes: int = 10) -> Saliency:
     """JSMA: changes one value after another by the saliency map, then takes out what was not needed."""
     return Saliency(length=steps, classes=classes)
 
