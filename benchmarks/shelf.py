@@ -42,7 +42,7 @@ from unfooled.core.attack import RECIPES
 from unfooled.errors import InputError
 
 OURS = "unfooled"
-LIMIT = 45
+LIMIT = 30
 """CPU seconds after which an implementation is stopped and its row says so."""
 
 
