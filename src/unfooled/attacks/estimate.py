@@ -1,5 +1,6 @@
 """Score-based attacks: gradients that are estimated from scores (NES, SPSA), and one direction at a time (SimBA)."""
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -91,18 +92,20 @@ class SimbaState:
 class Simba(Attack[SimbaState]):
     """One pixel or one wave of the cosine transform at a time, up or down, kept where the margin grows.
 
-    A round takes every direction once, waves from low to high; after a round the step is halved.
+    A round takes every direction once, waves from low to high; after a round the step is halved. `step_size` is in
+    units of eps: by default 1 under Linf, and 3 / sqrt(d) under L2, where d steps add up to three times the ball.
     """
 
     queries: int = 2000
-    step_size: float = 1.0
+    step_size: float | None = None
     basis: str = "pixel"
     access = Access.SCORES
 
     def __post_init__(self) -> None:
         """Refuse settings that make no attack."""
         check_counts(queries=self.queries)
-        check_size("step_size", self.step_size)
+        if self.step_size is not None:
+            check_size("step_size", self.step_size)
         if self.basis not in ("dct", "pixel"):
             raise InputError(f"There is no basis {self.basis!r} for simba; use dct or pixel.")
 
@@ -121,11 +124,13 @@ class Simba(Attack[SimbaState]):
 
     def init(self, p: Problem) -> SimbaState:
         """Start fresh rows at the original, whose scores are asked for first."""
-        assert isinstance(p.x0, Tensor)
+        assert isinstance(p.x0, Tensor) and isinstance(p.threat, Ball)
         zero, one = torch.zeros_like(p.y), torch.ones_like(p.y, dtype=p.x0.dtype)
+        size = min(1.0, 3 / math.sqrt(p.x0[0].numel())) if p.threat.norm.name == "l2" else 1.0
+        size = size if self.step_size is None else self.step_size
         spread = 0.3 if self.basis == "dct" else 100.0  # pixels have no order
         order = low_first(p.noise, p.x0, spread)
-        return SimbaState(zero, zero, order, p.x0, one - torch.inf, one, one * self.step_size)
+        return SimbaState(zero, zero, order, p.x0, one - torch.inf, one, one * size)
 
     def step(self, p: Problem, s: SimbaState) -> tuple[SimbaState, Trial]:
         """Ask about one side of one direction; keep it, try the other side, or go on."""
@@ -160,6 +165,6 @@ class Simba(Attack[SimbaState]):
 
 
 @recipe("Guo et al. 2019, arXiv 1905.07121", ("linf", "l2"), Access.SCORES)
-def simba(queries: int = 2000, step_size: float = 1.0, basis: str = "pixel") -> Simba:
+def simba(queries: int = 2000, step_size: float | None = None, basis: str = "pixel") -> Simba:
     """SimBA: one pixel or one wave (basis='dct') at a time, up or down, kept where the margin grows."""
     return Simba(queries, step_size, basis)
