@@ -16,6 +16,7 @@ from ..core.oracle import Answer
 from ..core.threat import Ball, Threat
 from .parts import Aim, check_counts, check_size
 
+_SHORT = 10  # steps of DeepFool that the box may cut off
 _GAIN = 1e-4  # a projection that brings less than this share no longer pays
 
 
@@ -136,10 +137,12 @@ class DeepFool(Linear):
         done = s.done | (advantage(answer, p.y, p.to) > 0)
         # the overshoot is one of the whole change: taken of each step alone, Newton's last ones end on the boundary
         z, w = _nearest(p, s.x, z, grads)
-        # as published the box cuts the step off: it falls short, and the planes are looked at anew, which ends nearer
+        # as published the box cuts the step off: it falls short, and the planes are looked at anew, which ends nearer;
+        # where that takes long, the step goes on inside the box
         unit = p.threat.steepest(w, s.x)
         rise = (unit * w).flatten(1).sum(1)
-        total = s.x - p.x0 + column(z.abs() / rise.clamp(min=torch.finfo(rise.dtype).tiny), unit) * unit
+        cut = column(z.abs() / rise.clamp(min=torch.finfo(rise.dtype).tiny), unit) * unit
+        total = s.x - p.x0 + where(s.t < _SHORT, cut, _onto(p, s.x, z, w))
         x = (p.x0 + (1 + self.overshoot) * total).clamp(*p.threat.bounds)
         return LinearState(s.t + 1, where(done, s.x, x), done), Trial(s.x, answer)
 
