@@ -17,7 +17,7 @@ import unfooled as uf
 from tests import test_contract as contract
 from tests.nets import RowNet
 from unfooled import attacks
-from unfooled.core.attack import RECIPES
+from unfooled.core.attack import RECIPES, Recipe
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -31,18 +31,24 @@ def blocks(page: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def added() -> Iterator[contract.Case]:
-    """The page's attack on the shelf, as long as this module's tests run."""
+def written() -> Iterator[Recipe]:
+    """The recipe that the page's block registers, taken off the shelf again."""
     (source,) = blocks("adding-an-attack.md")
     module = ModuleType("a_new_attack")
     before = set(RECIPES)
     sys.modules[module.__name__] = module  # dataclasses look their module up
     exec(compile(source, "adding-an-attack.md", "exec"), module.__dict__)
     (name,) = set(RECIPES) - before
-    row = RECIPES[name]
-    assert row.norms == ("linf",) and row.smallest
-    yield contract.Case(name, "linf", row.make, row.factor, row.smallest)
-    del RECIPES[name], sys.modules[module.__name__]
+    yield RECIPES.pop(name)
+    del sys.modules[module.__name__]
+
+
+@pytest.fixture
+def added(written: Recipe, monkeypatch: pytest.MonkeyPatch) -> contract.Case:
+    """The page's attack on the shelf, for one test."""
+    monkeypatch.setitem(RECIPES, written.name, written)
+    assert written.norms == ("linf",) and written.smallest
+    return contract.Case(written.name, "linf", written.make, written.factor, written.smallest)
 
 
 def laws() -> Iterator[Any]:
