@@ -521,7 +521,7 @@ _REASON = "what labels tell is judged by the queries, not by the optimum; more c
     reason=_REASON,
 )
 def hop_skip_jump(
-    queries: int = 1000, probes: int = 30, keep: float = 0.5, precision: float = 0.1, starts: int = 50
+    queries: int = 1000, probes: int = 30, keep: float = 0.8, precision: float = 0.1, starts: int = 50
 ) -> NormalWalk:
     """HopSkipJump: along the boundary by its estimated normal to the smallest change; asks for labels alone."""
     return NormalWalk(queries, starts, probes=probes, keep=keep, precision=precision)
