@@ -592,3 +592,13 @@ def test_query_budgets_reach_the_engine() -> None:
     result = uf.evaluate(spy, x, y, uf.linf(0.001), suite="standard", queries=12)
     assert (result.forward <= 12).all() and spy.forward_rows <= 12 * 20 + result.settings["checks"][0]
     assert result.settings["queries"] == 12
+
+
+def test_attacks_without_gradients_that_go_first_say_nothing_about_gradients() -> None:
+    """Only what gradients left standing and others broke is a sign of masked gradients."""
+    net = nn.Linear(12, 3)
+    x = torch.rand(60, 12, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        y = net(x).argmax(1)
+    result = uf.evaluate(net, x, y, uf.linf(0.1), suite="square(queries=200); pgd()", curve=False)
+    assert result.attacks[0].broken > 5 and not [f for f in result.findings if f.id == "E7"]

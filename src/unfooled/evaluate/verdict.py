@@ -208,7 +208,8 @@ def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) 
         out.append(Finding("E5", "no gradient attack ran",
             "No gradient attack of the suite was allowed or applied: the number covers the others only.",
             "suspect"))  # fmt: skip
-    other = [r for r in ran if family(r.name) != "gradient"]
+    before = next((i for i, r in enumerate(ran) if family(r.name) == "gradient"), len(ran))
+    other = [r for r in ran[before:] if family(r.name) != "gradient"]  # on what gradients had left
     alone = sum(r.broken for r in other)
     if gradient and alone > max(1, 0.01 * n):
         names = ", ".join(dict.fromkeys(r.name.partition("(")[0] for r in other if r.broken))
