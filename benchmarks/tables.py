@@ -112,14 +112,15 @@ def strength(entry: dict[str, Any]) -> tuple[float, float]:
     """Return what makes an implementation strong, larger is stronger: success, and without eps the smaller median."""
     if entry["eps"] is not None:
         return entry["success"] / entry["n"], 0.0
-    return entry["success"] / entry["n"] if entry["median"] is None else 1.0, -change(entry)
+    most = entry["median"] is not None and entry["norm"] != "l0"  # a median counts failures itself
+    return 1.0 if most else entry["success"] / entry["n"], -change(entry)
 
 
 def change(entry: dict[str, Any]) -> float:
-    """Return the median change over all images, failures infinite; of L0, whose values are few, the mean."""
-    found = sizes(entry)
+    """Return the median change over all images, failures infinite; of L0, whose values are few, the successes' mean."""
     if entry["norm"] == "l0":
-        return sum(found) / len(found)
+        found = [size for size in sizes(entry) if math.isfinite(size)]
+        return sum(found) / len(found) if found else math.inf
     return math.inf if entry["median"] is None else entry["median"]
 
 
