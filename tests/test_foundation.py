@@ -123,3 +123,12 @@ def test_the_curve_of_one_run_counts_examples_by_their_distance() -> None:
     curve = out.curve([0.0, (near + far) / 2, far, 9.0])
     assert curve.tolist() == [0.75, 0.5, 0.25, 0.25]
     assert np.all(np.diff(curve.numpy()) <= 0)
+
+
+def test_levels_keep_the_radius_that_is_asked_for() -> None:
+    ball = uf.Ball(uf.norms.NORMS["linf"], 0.05, levels=16)
+    x, far = torch.full((3, 4), 0.5), torch.full((3, 4), 0.9)
+    radii = torch.tensor([0.0, 0.2, torch.inf])
+    z = ball.project(far, x, radii)
+    assert (z - x).amax(1).tolist() == [0.0, 0.1875, 0.375]  # 0.9 lies nearest to level 14 of 16
+    assert (ball.project(far, x) - x).amax() == 0 and (ball.settle(far, x) == x).all()

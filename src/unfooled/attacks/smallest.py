@@ -403,9 +403,11 @@ class Multiplier(Priced):
         near = d.sign() if norm.name == "l1" else d / column(size.clamp(min=1e-12), d)
         down = near - column(_slope(y, rho, mu), d) * grad * (hi - lo)
         reach = (0.1 if norm.name == "l2" else 0.5) if self.reach is None else self.reach
-        length = torch.where(s.t == 0, reach / norm.size(free(p, s.x, -down)).clamp(min=1e-12), length)
         square = 0.9 * square + 0.1 * down.square()
-        mean = 0.9 * mean + down / (square.sqrt() + 1e-8)
+        step = down / (square.sqrt() + 1e-8)
+        first, scaled = (norm.size(free(p, s.x, -v)) for v in (down, step))  # a huge first slope must not set the pace
+        length = torch.where(s.t == 0, reach / torch.minimum(first, 3 * scaled).clamp(min=1e-12), length)
+        mean = 0.9 * mean + step
         rest = (self.priced(p) - found).clamp(min=1)
         rate = length * 0.01 ** ((s.t - found).clamp(min=0) / rest)
         x = p.threat.project(p.x0 + (d - column(rate, d) * mean) * (hi - lo), p.x0, torch.inf)

@@ -62,8 +62,8 @@ class Path:
 
     def point(self, p: Problem, at: Tensor) -> Tensor:
         """Return the points of the box at the shares `at` [b]: `far` pulled back to that part of its distance."""
-        assert isinstance(p.x0, Tensor)
-        return anywhere(p).project(self.far, p.x0, at * self.length)
+        assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
+        return p.threat.project(self.far, p.x0, at * self.length)
 
     def circle(self, p: Problem, way: Tensor, at: Tensor) -> Tensor:
         """Return the points at the shares `at` [b] of the half circle over far and x0 that bulges along `way`; L2.
@@ -74,13 +74,7 @@ class Path:
         v = p.threat.steepest(self.far - p.x0, p.x0)
         w = p.threat.steepest(way - column((way * v).flatten(1).sum(1), v) * v, p.x0)
         ray = column(at, v) * v + column((1 - at * at).clamp(min=0).sqrt(), w) * w
-        return anywhere(p).project(p.x0 + column(100 * self.length, ray) * ray, p.x0, at * self.length)
-
-
-def anywhere(p: Problem) -> Ball:
-    """Return the threat without its eps: walks come from outside."""
-    assert isinstance(p.threat, Ball)
-    return replace(p.threat, eps=math.inf) if p.threat.levels else p.threat
+        return p.threat.project(p.x0 + column(100 * self.length, ray) * ray, p.x0, at * self.length)
 
 
 def legal(p: Problem, x: Tensor) -> Tensor:
@@ -88,7 +82,7 @@ def legal(p: Problem, x: Tensor) -> Tensor:
     assert isinstance(p.threat, Ball) and isinstance(p.x0, Tensor)
     if p.threat.mask is None and not p.threat.levels:
         return x.clamp(*p.threat.bounds)
-    return anywhere(p).project(x, p.x0, torch.full_like(p.y, torch.inf, dtype=x.dtype))
+    return p.threat.project(x, p.x0, torch.full_like(p.y, torch.inf, dtype=x.dtype))
 
 
 def start(p: Problem, t: Tensor, radius: Tensor) -> Tensor:

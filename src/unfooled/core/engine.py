@@ -8,7 +8,6 @@ Examples go through in chunks; what a chunk does depends on nothing but its exam
 a journal may hold finished chunks and a resumed run do the others, bit for bit.
 """
 
-import random
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +31,7 @@ from .journal import Journal, pack, pack_rows, unpack, unpack_rows
 from .oracle import Answer, Oracle
 from .pool import Pool
 from .result import Progress, Status
-from .target import Target, as_target
+from .target import Target, as_target, reseed
 from .threat import Threat
 
 _MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed", "not enough memory")
@@ -222,7 +221,9 @@ class Engine:
         """
         self._since_look = 0
         self._lost[index] = False
-        _reseed(f"{self.seed}/{self.phase}/{name}", self.device)  # for targets that draw from the global generators
+        reseed(
+            text_key(f"{self.seed}/{self.phase}/{name}") & 0xFFFFFFFF, self.device
+        )  # for targets that draw from the global generators
         key = f"{self.key}/{name}"
         entry = None if self.journal is None else self.journal.read(key)
         if self.journal is not None and entry and [row["example"] for row in entry.rows] == index.tolist():
@@ -744,16 +745,6 @@ def _answer_of(rows: list[dict[str, Any]], device: torch.device) -> Answer:
         kind = rows[0].get(f"{name} as")
         values[name] = unpack_rows([r[name] for r in rows], *kind).to(device) if kind else rows[0].get(name)
     return Answer(**values)
-
-
-def _reseed(text: str, device: torch.device) -> None:
-    number = text_key(text) & 0xFFFFFFFF
-    torch.default_generator.manual_seed(number)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(number)
-    np.random.seed(number)
-    random.seed(number)
 
 
 def _rung(live: int, width: int) -> int:

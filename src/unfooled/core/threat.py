@@ -122,7 +122,7 @@ class Ball(Threat):
         exact = self.norm.project(self._held(x_adv.double(), origin), origin, self.eps, self.bounds)
         z = exact.to(x_adv.dtype)
         if self.levels:
-            return self._on_levels(z, x)
+            return self._on_levels(z, x, self.eps)
         change = (z.double() - origin).abs()
         limit = self.eps if self.norm.name == "linf" else (exact - origin).abs()  # per value: no norm grows then
         outward = (change > limit) & column(self.distance(z, x) > self.eps, z)
@@ -130,19 +130,19 @@ class Ball(Threat):
 
     def project(self, x_adv: Tensor, x: Tensor, radius: Radius | None = None) -> Tensor:
         """Return the nearest point of ball and box together, [b, ...]; `radius` [b] replaces eps."""
-        z = self.norm.project(self._held(x_adv, x), x, self.eps if radius is None else radius, self.bounds)
-        return self._on_levels(z, x) if self.levels else z
+        r = self.eps if radius is None else radius
+        z = self.norm.project(self._held(x_adv, x), x, r, self.bounds)
+        return self._on_levels(z, x, r) if self.levels else z
 
-    def _on_levels(self, z: Tensor, x: Tensor) -> Tensor:
+    def _on_levels(self, z: Tensor, x: Tensor, radius: Radius) -> Tensor:
         """Return z [b, ...], a point of the ball, on the nearest levels (Linf) or those towards x, where it stays."""
         assert self.levels
         lo, hi = self.bounds
         scale, origin = self.levels / (hi - lo), x.double()
         k = ((z.double() - lo) * scale).round()
         if self.norm.name == "linf":
-            k = k.clamp(
-                ((origin - self.eps - lo) * scale - 1e-4).ceil(), ((origin + self.eps - lo) * scale + 1e-4).floor()
-            )
+            r = column(radius.double(), origin) if isinstance(radius, Tensor) and radius.dim() else radius
+            k = k.clamp(((origin - r - lo) * scale - 1e-4).ceil(), ((origin + r - lo) * scale + 1e-4).floor())
         else:
             near, at = (z.double() - lo) * scale, (origin - lo) * scale
             k = torch.where(near >= at, (near + 1e-4).floor(), (near - 1e-4).ceil())
