@@ -12,6 +12,7 @@ import importlib.machinery
 import io
 import math
 import sys
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -436,7 +437,7 @@ class _Single(nn.Module):
         return z.softmax(1) if self.probabilities else z
 
 
-def _art(make: Callable[[Any, Any, Question], Any], *, probabilities: bool = False) -> Adapter:
+def _art(make: Callable[[Any, Any, Question], Any], *, probabilities: bool = False, labels: bool = True) -> Adapter:
     def run(module: nn.Module, q: Question) -> Found:
         import art.attacks.evasion
         import numpy as np
@@ -449,7 +450,8 @@ def _art(make: Callable[[Any, Any, Question], Any], *, probabilities: bool = Fal
             clip_values=(0.0, 1.0), device_type="cpu",
         )  # fmt: skip
         x, y = q.x.numpy().copy(), np.eye(classes, dtype=np.float32)[q.y.numpy()]
-        x_adv = make(art.attacks.evasion, wrapped, q).generate(x, y)
+        with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # GeoDA leaves a file where it runs
+            x_adv = make(art.attacks.evasion, wrapped, q).generate(x, y if labels else None)
         return torch.from_numpy(np.asarray(x_adv, dtype=np.float32)), None
 
     return run
@@ -503,7 +505,7 @@ peer("ART", "ead", norms=("l1",), note="9 searches, rule L1")(
     )
 )  # fmt: skip
 peer("ART", "jsma", norms=("l0",), note="random wanted class, theta 1")(
-    _art(lambda e, c, q: e.SaliencyMapMethod(c, theta=1.0, gamma=1.0, **_quiet(q)))
+    _art(lambda e, c, q: e.SaliencyMapMethod(c, theta=1.0, gamma=1.0, **_quiet(q)), labels=False)
 )
 peer("ART", "one_pixel", norms=("l0",), note="differential evolution")(
     _art(lambda e, c, q: e.PixelAttack(c, th=int(q.eps), es=1, max_iter=q.steps // 400))

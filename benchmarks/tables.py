@@ -130,7 +130,7 @@ def _against(attack: str, norm: str, sides: dict[str, dict[str, Any]]) -> list[s
     public = [side for name, side in sides.items() if name != OURS and "failed" not in side]
     row = [f"`{attack}`", {"linf": "Linf"}.get(norm, norm.upper()), ours["budget"]]
     if not public or "failed" in ours:
-        return [*row, "none that installs and runs", share(ours), size(ours), "", "", seconds(ours), "", rejected(ours)]
+        return [*row, "none, or none that ends", share(ours), size(ours), "", "", seconds(ours), "", rejected(ours)]
     best = max(public, key=lambda side: (*strength(side), -side["cpu_seconds"]))
     near = [side for side in public if _near(side, best)]
     fast = min(near, key=lambda side: side["cpu_seconds"])
