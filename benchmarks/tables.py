@@ -89,7 +89,13 @@ def shelf() -> str:
         )  # fmt: skip
         each = [_alone(side) for sides in ordered.values() for side in sorted(sides.values(), key=_first)]
         parts += [f"### {case}: every implementation", markdown(head, each, left=3)]
-    return "\n\n".join([*parts, origin(entries)])
+    return "\n\n".join([*parts, libraries(entries), origin(entries)])
+
+
+def libraries(entries: dict[str, dict[str, Any]]) -> str:
+    """Return one sentence: the public implementations and their versions."""
+    found = {f"{entry['side']} {entry['version']}" for entry in entries.values() if entry["side"] != OURS}
+    return f"Public implementations: {', '.join(sorted(found, key=str.lower))}."
 
 
 def _place(key: tuple[str, str]) -> tuple[int, str]:
@@ -220,7 +226,7 @@ def queries() -> str:
             parts.append(f"### {case}, {access} alone, {named}: median change after so many queries")
             lines = [[*_who(e), *("none" if m is None else f"{m:.3g}" for m in e["median"])] for e in smallest]
             parts.append(markdown(("attack", "implementation", *grid), lines, left=2))
-    return "\n\n".join([*parts, origin(entries)])
+    return "\n\n".join([*parts, libraries(entries), origin(entries)])
 
 
 def _who(entry: dict[str, Any]) -> tuple[str, str]:
