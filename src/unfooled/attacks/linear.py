@@ -17,6 +17,7 @@ from ..core.threat import Ball, Threat
 from .parts import Aim, check_counts, check_size
 
 _SHORT = 10  # steps of DeepFool that the box may cut off
+_PATIENCE = 3  # projections in a row without gain that end SuperDeepFool
 _GAIN = 1e-4  # a projection that brings less than this share no longer pays
 
 
@@ -31,10 +32,11 @@ class LinearState:
 
 @dataclass
 class SeekState(LinearState):
-    """Per row also the distance [b] of the nearest success so far, and the wanted class [b] or None."""
+    """Per row also the distance [b] of the nearest success, the wanted class [b], and successes [b] without gain."""
 
     best: Tensor
     wanted: Tensor | None = None
+    idle: Tensor | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -158,11 +160,12 @@ class SuperDeepFool(DeepFool):
         """Start at the original."""
         assert isinstance(p.x0, Tensor)
         no, far = torch.zeros_like(p.y, dtype=torch.bool), torch.full_like(p.x0.flatten(1)[:, 0], torch.inf)
-        return SeekState(torch.zeros_like(p.y), p.x0, no, far)
+        return SeekState(torch.zeros_like(p.y), p.x0, no, far, idle=torch.zeros_like(p.y))
 
     def step(self, p: Problem, s: LinearState) -> tuple[LinearState, Trial]:
         """Step onto the boundary; where it is crossed, back along its normal there, seen from the original."""
         assert isinstance(s, SeekState) and isinstance(p.x0, Tensor) and isinstance(p.threat, Ball)
+        assert s.idle is not None
         answer, z, grads = self.planes(p, s.x)
         crossed = advantage(answer, p.y, p.to) > 0
         z, w = _crossing(p, s.x, z, grads, crossed)
@@ -174,8 +177,10 @@ class SuperDeepFool(DeepFool):
         total = where(crossed, along, s.x - p.x0 + _onto(p, s.x, z, w))
         x = (p.x0 + (1 + self.overshoot) * total).clamp(*p.threat.bounds)
         size = change.norm(dim=1)
-        done = s.done | (crossed & (size > (1 - _GAIN) * s.best))
-        return SeekState(s.t + 1, x, done, torch.where(crossed, s.best.minimum(size), s.best)), Trial(s.x, answer)
+        gained = size <= (1 - _GAIN) * s.best
+        idle = torch.where(crossed, torch.where(gained, 0, s.idle + 1), s.idle)
+        best = torch.where(crossed, s.best.minimum(size), s.best)
+        return SeekState(s.t + 1, x, idle >= _PATIENCE, best, idle=idle), Trial(s.x, answer)
 
 
 def _crossing(p: Problem, x: Tensor, z: Tensor, grads: Tensor, crossed: Tensor) -> tuple[Tensor, Tensor]:
