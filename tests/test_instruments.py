@@ -70,7 +70,7 @@ class Instrument(nn.Module):
 def made(recipe: str) -> Any:
     """The recipe in a size at which it goes through all its motions."""
     make = RECIPES[recipe].make
-    small = {"queries": 20, "steps": 8, "restarts": 2, "targets": 2}
+    small = {"queries": 20, "samples": 5, "steps": 8, "restarts": 2, "targets": 2}
     return make(**{k: v for k, v in small.items() if k in inspect.signature(make).parameters})
 
 

@@ -221,9 +221,8 @@ class Engine:
         """
         self._since_look = 0
         self._lost[index] = False
-        reseed(
-            text_key(f"{self.seed}/{self.phase}/{name}") & 0xFFFFFFFF, self.device
-        )  # for targets that draw from the global generators
+        # for targets that draw from the global generators
+        reseed(text_key(f"{self.seed}/{self.phase}/{name}") & 0xFFFFFFFF, self.device)
         key = f"{self.key}/{name}"
         entry = None if self.journal is None else self.journal.read(key)
         if self.journal is not None and entry and [row["example"] for row in entry.rows] == index.tolist():
@@ -279,9 +278,7 @@ class Engine:
         lead = advantage(trial.answer, slots.p.y, slots.p.to)
         if not attack.inside:
             lead = torch.where(self.threat.contains(trial.x, slots.p.x0), lead, -torch.inf)
-        key = (
-            lead if self.threat.bounded else self._closeness(trial.x, slots.p.x0, lead - 2 * self._noise(trial.answer))
-        )
+        key = lead if self.threat.bounded else self._closeness(trial.x, slots.p.x0, lead, trial.answer)
         better = (key > slots.key) & ~slots.found
         slots.best = _rows.where(better, trial.x, slots.best)
         slots.key = torch.where(better, key, slots.key)
@@ -322,9 +319,10 @@ class Engine:
         size = answer.scores.float().topk(2, dim=1).values.nan_to_num(neginf=0.0).abs().amax(1)
         return self.oracle.target.rounding * torch.finfo(answer.scores.dtype).eps * size
 
-    def _closeness(self, x: Batch, x0: Batch, lead: Tensor) -> Tensor:
+    def _closeness(self, x: Batch, x0: Batch, lead: Tensor, answer: Answer) -> Tensor:
+        """Minus the distance, [b], of a success by twice the rounding noise: tight points must not vanish."""
         near = -self.threat.distance(x, x0)
-        return torch.where(lead > 0, near.to(lead.dtype), -torch.inf)
+        return torch.where(lead > 2 * self._noise(answer), near.to(lead.dtype), -torch.inf)
 
     def _without_culprits(self, attack: Attack[Any], slots: _Slots, error: Exception) -> _Slots | None:
         """Take the rows out on which the target raises in the attack's next step, and go on without them."""
@@ -412,7 +410,7 @@ class Engine:
         lead = advantage(answer, at.y, at.to)
         lead = torch.where(self.threat.contains(self.threat.settle(x, at.x0), at.x0), lead, -torch.inf)
         lead[torch.from_numpy(self._lost[slots.example[index]])] = -torch.inf
-        key = lead if self.threat.bounded else self._closeness(x, at.x0, lead - 2 * self._noise(answer))
+        key = lead if self.threat.bounded else self._closeness(x, at.x0, lead, answer)
         better = np.flatnonzero((key > slots.key[torch.as_tensor(index, device=self.device)]).cpu().numpy())
         slots.best = _rows.put(slots.best, index[better], _rows.take(x, better))
         slots.key = _rows.put(slots.key, index[better], _rows.take(key, better))
