@@ -11,7 +11,7 @@ from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
 from ..core.threat import Ball, Threat
 from ..errors import InputError
-from .parts import check_counts
+from .parts import check_counts, unfit_ball
 
 _PRECISION = 1e-3  # of the radius, in units of eps, at which a binary search ends
 
@@ -61,11 +61,7 @@ class Ray(Attack[RayState]):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Linf and L2 balls with a finite eps on tensors."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name not in ("linf", "l2"):
-            return f"has no rays for {threat.norm.symbol}; it takes linf, l2"
-        return "" if threat.bounded else "needs a finite eps"
+        return unfit_ball(x, threat, ("linf", "l2"), what="rays", bounded=True)
 
     def init(self, p: Problem) -> RayState:
         """Start at the signs of the warm point's change, ones where there is none."""

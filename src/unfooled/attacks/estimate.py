@@ -13,7 +13,7 @@ from ..core.goal import advantage
 from ..core.threat import Ball, Threat
 from ..errors import InputError
 from .gradient import GradientAttack
-from .parts import Cosine, Momentum, Sense, Start, check_counts, check_size
+from .parts import Cosine, Momentum, Sense, Start, check_counts, check_size, unfit_ball
 from .search import low_first, wave
 
 
@@ -116,11 +116,7 @@ class Simba(Attack[SimbaState]):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Linf and L2 balls with a finite eps on tensors."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name not in ("linf", "l2"):
-            return f"has no step for {threat.norm.symbol}; it takes linf, l2"
-        return "" if threat.bounded else "needs a finite eps"
+        return unfit_ball(x, threat, ("linf", "l2"), bounded=True)
 
     def init(self, p: Problem) -> SimbaState:
         """Start fresh rows at the original, whose scores are asked for first."""

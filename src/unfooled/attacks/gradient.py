@@ -24,6 +24,7 @@ from .parts import (
     check_counts,
     check_loss,
     climb,
+    unfit_ball,
 )
 
 
@@ -78,12 +79,8 @@ class GradientAttack(Attack[GradientState]):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Balls with a finite eps in the recipe's norms on tensors; aims need a third class."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name not in self.norms:
-            return f"has no step for {threat.norm.symbol}; it takes {', '.join(self.norms)}"
-        if not threat.bounded:
-            return "needs a finite eps"
+        if reason := unfit_ball(x, threat, self.norms, bounded=True):
+            return reason
         if self.aim.targets and classes == 2:
             return "with two classes a targeted attack is the untargeted one"
         return ""

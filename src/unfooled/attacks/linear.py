@@ -14,7 +14,7 @@ from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
 from ..core.oracle import Answer
 from ..core.threat import Ball, Threat
-from .parts import Aim, check_counts, check_size
+from .parts import Aim, check_counts, check_size, some, unfit_ball
 
 _SHORT = 10  # steps of DeepFool that the box may cut off
 _PATIENCE = 3  # projections in a row without gain that end SuperDeepFool
@@ -59,11 +59,7 @@ class Linear(Attack[LinearState]):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Norm balls, with or without an eps, on tensors."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name not in self.norms:
-            return f"has no step for {threat.norm.symbol}; it takes {', '.join(self.norms)}"
-        return ""
+        return unfit_ball(x, threat, self.norms)
 
     def init(self, p: Problem) -> LinearState:
         """Start at the original."""
@@ -144,7 +140,8 @@ class DeepFool(Linear):
         unit = p.threat.steepest(w, s.x)
         rise = (unit * w).flatten(1).sum(1)
         cut = column(z.abs() / rise.clamp(min=torch.finfo(rise.dtype).tiny), unit) * unit
-        total = s.x - p.x0 + where(s.t < _SHORT, cut, _onto(p, s.x, z, w))
+        late = s.t >= _SHORT
+        total = s.x - p.x0 + (where(late, _onto(p, s.x, z, w), cut) if some(late) else cut)
         x = (p.x0 + (1 + self.overshoot) * total).clamp(*p.threat.bounds)
         return LinearState(s.t + 1, where(done, s.x, x), done), Trial(s.x, answer)
 

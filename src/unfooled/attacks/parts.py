@@ -5,7 +5,7 @@ step is, in units of eps). Shapes: x and gradients [b, ...], everything per row 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from .._rows import column, where
+from .._rows import Batch, column, where
 from ..core.attack import Problem
 from ..core.oracle import Answer
-from ..core.threat import Ball
+from ..core.threat import Ball, Threat
 from ..errors import InputError, nearest
 
 Climb = Callable[[Tensor], Tensor]
@@ -43,6 +43,20 @@ def check_size(name: str, value: Any, least: float = 0.0) -> None:
     """Raise InputError for a size that is no finite number above `least`."""
     if not isinstance(value, int | float) or not least < value < math.inf:
         raise InputError(f"{name} must be a number larger than {least:g}, not {value!r}.")
+
+
+def unfit_ball(x: Batch, threat: Threat, norms: Sequence[str], *, what: str = "step", bounded: bool = False) -> str:
+    """Return why an attack on tensors in balls of these norms (`bounded`: of a finite eps) does not apply, or ""."""
+    if not isinstance(threat, Ball) or not isinstance(x, Tensor):
+        return "needs inputs that are tensors and a norm ball"
+    if threat.norm.name not in norms:
+        return f"has no {what} for {threat.norm.symbol}; it takes {', '.join(norms)}"
+    return "needs a finite eps" if bounded and not threat.bounded else ""
+
+
+def some(rows: Tensor) -> bool:
+    """Whether any of the rows bool [b] may hold; the host asks only where that is no synchronisation."""
+    return rows.device.type != "cpu" or bool(rows.any())
 
 
 def climb(loss: str, y: Tensor, wanted: Tensor | None, *, paired: bool) -> Climb:

@@ -18,7 +18,7 @@ from .._rows import Batch, column, where
 from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
 from ..core.threat import Ball, Threat
-from .parts import check_counts, check_size
+from .parts import check_counts, check_size, unfit_ball
 
 _PULLS = 10  # bisections between the original and the best point
 
@@ -67,11 +67,7 @@ class Penalty(Attack[PenaltyState]):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Norm balls, with or without an eps, on tensors."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name not in self.norms:
-            return f"has no step for {threat.norm.symbol}; it takes {', '.join(self.norms)}"
-        return ""
+        return unfit_ball(x, threat, self.norms)
 
     def init(self, p: Problem) -> PenaltyState:
         """Start at the original; the first step finds the first weight."""

@@ -14,7 +14,7 @@ from ..core.goal import advantage
 from ..core.oracle import Answer
 from ..core.threat import Ball, Threat
 from ..errors import InputError
-from .parts import check_counts, check_size
+from .parts import check_counts, check_size, unfit_ball
 
 
 @lru_cache
@@ -67,11 +67,7 @@ class Square(Attack[SquareState]):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Linf and L2 balls with a finite eps on tensors."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name not in ("linf", "l2"):
-            return f"has no squares for {threat.norm.symbol}; it takes linf, l2"
-        return "" if threat.bounded else "needs a finite eps"
+        return unfit_ball(x, threat, ("linf", "l2"), what="squares", bounded=True)
 
     def init(self, p: Problem) -> SquareState:
         """Start fresh rows at stripes (Linf) or bumps (L2), which the first step looks at, or at the warm point."""

@@ -13,7 +13,7 @@ from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
 from ..core.threat import Ball, Threat
 from ..norms import L1, L2, NORMS
-from .parts import Climb, check_counts, check_size, climb
+from .parts import Climb, check_counts, check_size, climb, unfit_ball
 
 S = TypeVar("S")
 SPARSE = 0.4  # of the box, the mean step of a value at first: sparse points are found by going far and cutting back
@@ -42,24 +42,14 @@ class Minimum(Attack[S], ABC):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Balls in the recipe's norms on tensors, with an eps or without."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name not in self.norms:
-            return f"has no step for {threat.norm.symbol}; it takes {', '.join(self.norms)}"
-        return ""
-
-
-def masked(p: Problem, grad: Tensor) -> Tensor:
-    """Return the gradient [b, ...] without the values that may not change."""
-    assert isinstance(p.threat, Ball)
-    return grad if p.threat.mask is None else torch.where(p.threat.mask.to(grad.device), grad, 0.0)
+        return unfit_ball(x, threat, self.norms)
 
 
 def free(p: Problem, x: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient [b, ...] without what may not change or the box stops."""
     assert isinstance(p.threat, Ball)
     lo, hi = p.threat.bounds
-    return masked(p, torch.where(((grad > 0) & (x >= hi)) | ((grad < 0) & (x <= lo)), 0.0, grad))
+    return p.threat.free(torch.where(((grad > 0) & (x >= hi)) | ((grad < 0) & (x <= lo)), 0.0, grad))
 
 
 def direction(p: Problem, t: Tensor, grad: Tensor) -> Tensor:
@@ -191,7 +181,7 @@ class Radius(Minimum[RadiusState]):
         answer, value, grad = p.oracle.gradient(s.x, drawn(p, s.t, self.length))
         won, sparse = advantage(answer, p.y, p.to) > 0, p.threat.norm.name == "l0"
         size, trims = p.threat.norm.size(s.x - p.x0), 0.8 * self.length
-        best = s.best.seen(p, s.x, won, masked(p, grad), s.t >= trims)
+        best = s.best.seen(p, s.x, won, p.threat.free(grad), s.t >= trims)
         grad = free(p, s.x, grad)
         radius = self._radius(p, s, won, size, best.size, value.to(size.dtype), grad)
         radius = torch.minimum(radius, farthest(p))
@@ -286,7 +276,7 @@ class Priced(Minimum[PricedState], ABC):
         begins, late = s.t + 1 == first, s.t + 1 >= first
         price, margin = (climb(name, p.y, p.to, paired=False) for name in (self.loss, "margin"))
         answer, value, grad = p.oracle.gradient(s.x, lambda z: torch.where(s.t < first, price(z), margin(z)))
-        won, grad, value = advantage(answer, p.y, p.to) > 0, masked(p, grad), value.to(s.x.dtype)
+        won, grad, value = advantage(answer, p.y, p.to) > 0, p.threat.free(grad), value.to(s.x.dtype)
         s = replace(s, best=s.best.seen(p, s.x, won, grad))
         size = s.best.size
         memory, x = self.move(p, s, won, value, grad)

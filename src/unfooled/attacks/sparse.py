@@ -11,8 +11,8 @@ from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
 from ..core.threat import Ball, Threat
 from ..norms import LINF
-from .parts import check_counts, check_size, climb
-from .smallest import Best, Minimum, cosine, masked
+from .parts import check_counts, check_size, climb, unfit_ball
+from .smallest import Best, Minimum, cosine
 
 
 @dataclass
@@ -60,7 +60,7 @@ class SigmaZero(Minimum[SigmaState]):
         lo, hi = p.threat.bounds
         answer, _, grad = p.oracle.gradient(s.x, climb("margin", p.y, p.to, paired=False))
         won = advantage(answer, p.y, p.to) > 0
-        grad = masked(p, grad)
+        grad = p.threat.free(grad)
         first = (1 - self.trimming) * self.length
         best = s.best.seen(p, s.x, won, grad, s.t >= first)
         d = (s.x - p.x0) / (hi - lo)
@@ -134,10 +134,10 @@ class Saliency(Minimum[SaliencyState]):
         grads = grads.flatten(2).to(s.x.dtype)
         rival = z[:, 1:].argmax(1) + 1
         slope = grads[:, 0] - grads[torch.arange(len(rival), device=rival.device), rival]  # of the margin, [b, d]
-        best = s.best.seen(p, s.x, won, masked(p, slope.view_as(s.x)), s.best.size.isfinite())
-        up, others = (masked(p, g.view_as(s.x)).flatten(1) for g in (grads[:, 0], grads[:, 1:].sum(1)))
+        best = s.best.seen(p, s.x, won, p.threat.free(slope.view_as(s.x)), s.best.size.isfinite())
+        up, others = (p.threat.free(g.view_as(s.x)).flatten(1) for g in (grads[:, 0], grads[:, 1:].sum(1)))
         lo, hi = p.threat.bounds
-        flat, slope = s.x.flatten(1), masked(p, slope.view_as(s.x)).flatten(1)
+        flat, slope = s.x.flatten(1), p.threat.free(slope.view_as(s.x)).flatten(1)
         fresh = flat == p.x0.flatten(1)
         agree = (up * others < 0) & fresh
         salient = torch.where(agree, up.abs() * others.abs() * torch.where(up > 0, hi - flat, flat - lo), 0.0)
@@ -194,11 +194,7 @@ class OnePixel(Attack[PixelState]):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """L0 balls with a finite eps on tensors."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name != "l0":
-            return f"has no step for {threat.norm.symbol}; it takes l0"
-        return "" if threat.bounded else "needs a finite eps"
+        return unfit_ball(x, threat, ("l0",), bounded=True)
 
     def _layout(self, p: Problem) -> tuple[int, tuple[int, ...], int]:
         """Return how many values a pixel has, the sizes of the places' axes, and how many pixels change."""

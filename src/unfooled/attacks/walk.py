@@ -20,7 +20,7 @@ from ..core.attack import Attack, Problem, Trial, recipe
 from ..core.goal import advantage
 from ..core.threat import Ball, Threat
 from ..errors import InputError
-from .parts import check_counts, check_size
+from .parts import check_counts, check_size, some, unfit_ball
 from .search import low_first, wave
 
 FIND, BISECT, EXPLORE = range(3)
@@ -108,11 +108,6 @@ def start(p: Problem, t: Tensor, radius: Tensor) -> Tensor:
     return torch.where(column(radius > 0, x), path.point(p, share.clamp(max=1)), x)
 
 
-def some(rows: Tensor) -> bool:
-    """Whether any of the rows bool [b] may hold; the host asks only where that is no synchronisation."""
-    return rows.device.type != "cpu" or bool(rows.any())
-
-
 @dataclass
 class WalkState:
     """Per row: queries t, `phase` and starts `tried`, int64 [b]; what the attack explores by, `own`.
@@ -156,11 +151,7 @@ class Walk(Attack[WalkState]):
 
     def unfit(self, x: Batch, threat: Threat, classes: int) -> str:
         """Balls in the recipe's norms on tensors, with or without an eps."""
-        if not isinstance(threat, Ball) or not isinstance(x, Tensor):
-            return "needs inputs that are tensors and a norm ball"
-        if threat.norm.name not in self.norms:
-            return f"has no way for {threat.norm.symbol}; it takes {', '.join(self.norms)}"
-        return ""
+        return unfit_ball(x, threat, self.norms, what="way")
 
     def init(self, p: Problem) -> WalkState:
         """Start fresh rows, which know no point of another class yet."""
