@@ -10,6 +10,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks import results
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = (README, ROOT / "docs" / "shelf.md", ROOT / "docs" / "transfer.md")
+PAGES = (README, *(ROOT / "docs" / f"{page}.md" for page in ("shelf", "transfer", "explain", "fooling")))
 
 
 def standard() -> str:
@@ -261,6 +262,32 @@ def transfer() -> str:
     return transfer.table()
 
 
+def beside(name: str) -> str:
+    """Published and measured values side by side, a case a row; shares are written in percent."""
+    entries = results.read(name)
+    head = ("what", "published", "measured", "n", "note")
+    align = "| :-- | --: | --: | --: | :-- |"
+    rows = [
+        (e["what"], valued(e, "published"), valued(e, "ours"), f"{e['n']:,}" if e.get("n") else "", e.get("note") or "")
+        for e in entries.values()
+    ]
+    top, *lines = ("| " + " | ".join(row) + " |" for row in (head, *rows))
+    return "\n".join([top, align, *lines]) + "\n\n" + origin(entries)
+
+
+def valued(entry: dict[str, Any], kind: str) -> str:
+    """Return one value of a case as a table shows it: a share in percent with its interval, a number, or words."""
+    value = entry.get(kind)
+    if value is None or isinstance(value, str):
+        return value or "–"
+    share = entry.get("unit") == "%"
+    text = f"{100 * value:.4g}%" if share else f"{number(value)}{' ' + entry['unit'] if entry.get('unit') else ''}"
+    if kind == "ours" and entry.get("interval"):
+        low, high = entry["interval"]
+        text += f" ({100 * low:.1f}–{100 * high:.1f}%)" if share else f" ({number(low)}–{number(high)})"
+    return text
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "standard": standard,
     "cost": cost,
@@ -269,6 +296,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "queries": queries,
     "transfer": transfer,
 }
+BESIDE = (
+    "fooling", "rubbish", "rounds", "volume",
+    "linearity", "geometry", "agreement", "halves", "manifold", "features", "visual", "spheres", "hypotheses",
+)  # fmt: skip
+TABLES |= {name: partial(beside, name) for name in BESIDE if results.read(name)}
 
 
 def markdown(head: tuple[str, ...], rows: list[list[str]], *, left: int) -> str:

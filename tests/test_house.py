@@ -31,6 +31,7 @@ FLOORS = {
 }
 FLOOR_OF = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 HEAVY = {"torch", "numpy", "scipy", "sklearn", "PIL", "altair", "vl_convert", "duckdb", "rich", "jinja2", "timm"}
+HEAVY |= {"matplotlib", "captum", "ribs", "pandas"}
 LEAN = {"torch", "numpy", "scipy", "safetensors"}  # all that floors 0 to 3 may import at module level
 
 

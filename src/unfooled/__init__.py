@@ -31,6 +31,8 @@ __all__ = [
     "doctor",
     "ensemble",
     "evaluate",
+    "explain",
+    "fooling",
     "l0",
     "l1",
     "l2",
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from unfooled import attacks, losses, norms, report, stats, targets
+    from unfooled import attacks, explain, fooling, losses, norms, report, stats, targets
     from unfooled.attacks.transfer import transfer_matrix
     from unfooled.core.access import Access
     from unfooled.core.data import Data, load_data
@@ -77,7 +79,7 @@ _HOME = {
     "evaluate": ["doctor", "evaluate"],
 }
 _HOME_OF = {name: home for home, names in _HOME.items() for name in names}
-_ROOMS = frozenset({"attacks", "losses", "norms", "report", "stats", "targets"})
+_ROOMS = frozenset({"attacks", "explain", "fooling", "losses", "norms", "report", "stats", "targets"})
 
 
 class _House(ModuleType):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from unfooled import attacks
 from unfooled.core import record
 from unfooled.core.access import Access
+from unfooled.core.ask import confidences
 from unfooled.core.attack import Attack
 from unfooled.core.data import Data
 from unfooled.core.goal import Targeted, Untargeted
@@ -273,20 +274,12 @@ class _Watched(nn.Module):
         return scores
 
 
-def _confidences(scores: Tensor) -> Tensor:
-    """Return the confidences [b, k] of scores: themselves where they are probabilities already, else their softmax."""
-    sums = scores.sum(1)
-    if bool((scores >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
-        return scores
-    return scores.softmax(1)
-
-
 def _looks(x: Tensor, target: Target) -> list[Look]:
     door = Oracle(target, Access.SCORES)
     with untouched(target):
         scores = door.scores(x.to(target.device, target.work_dtype)).scores
     assert scores is not None
-    rows = _confidences(scores.float().cpu())
+    rows = confidences(scores.float().cpu())
     labels = rows.argmax(1).tolist()
     return [
         Look(k, _name(target, k), float(row[k]), row)
@@ -475,7 +468,7 @@ def _trace(
 ) -> dict[str, list[float]]:
     if not seen:
         return {}
-    rows = list(_confidences(torch.stack(seen[1:-1] or seen)))  # without the first look and the re-check
+    rows = list(confidences(torch.stack(seen[1:-1] or seen)))  # without the first look and the re-check
     if adversarial is not None:
         rows.append(adversarial.confidences)
     path = torch.stack(rows)

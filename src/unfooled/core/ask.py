@@ -1,0 +1,102 @@
+"""Asking a target about any number of rows: in batches, through the counting oracle, the caller's world untouched."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from .access import Access
+from .oracle import Oracle
+from .run import auto_width
+from .target import Target, as_target, untouched
+
+PerRow = Callable[[Tensor, Tensor], Tensor]
+"""`(scores [b, k], rows int64 [b]) -> [b]`: what is differentiated; `rows` are the places of the batch in x."""
+
+
+class Asker:
+    """A target that is asked about x [n, ...] of any length at once.
+
+    x may lie on any device; answers come back there. `forward` and `backward` count rows, as the oracle does.
+
+    Args:
+        target: a `Target`, module or callable.
+        access: the most that may be asked.
+        batch_size: rows a call, or "auto".
+    """
+
+    def __init__(
+        self,
+        target: Target | Callable[..., object],
+        *,
+        access: Access = Access.GRADIENT,
+        batch_size: int | str = "auto",
+    ) -> None:
+        self.target = as_target(target)
+        self.oracle = Oracle(self.target, access)
+        self.batch_size = batch_size
+
+    @property
+    def forward(self) -> int:
+        """Rows sent forward so far."""
+        return self.oracle.forward
+
+    @property
+    def backward(self) -> int:
+        """Rows sent backward so far."""
+        return self.oracle.backward
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Return the scores [n, k] of x, float32 or wider."""
+        parts: list[Tensor] = []
+        with torch.inference_mode(False), untouched(self.target):
+            for rows in self._batches(x):
+                got = self.oracle.scores(self._sent(x[rows])).scores
+                assert got is not None
+                parts.append(_wide(got).to(x.device))
+        return torch.cat(parts)
+
+    def confidences(self, x: Tensor) -> Tensor:
+        """Return the confidence in each class, [n, k]: the softmax of the scores unless they are probabilities."""
+        return confidences(self.scores(x))
+
+    def labels(self, x: Tensor) -> Tensor:
+        """Return the predicted classes, int64 [n]; label access is enough."""
+        with torch.inference_mode(False), untouched(self.target):
+            return torch.cat([self.oracle.label(self._sent(x[rows])).label.to(x.device) for rows in self._batches(x)])
+
+    def gradient(self, x: Tensor, loss: PerRow) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the scores [n, k], the values [n] of `loss` and their gradients [n, ...] at x."""
+        parts = []
+        with torch.inference_mode(False), untouched(self.target):
+            for rows in self._batches(x):
+                value_of = partial(_of_rows, loss, rows.to(self.target.device))
+                answer, value, grad = self.oracle.gradient(self._sent(x[rows]), value_of)
+                assert answer.scores is not None
+                parts.append([t.to(x.device) for t in (_wide(answer.scores), value, grad)])
+        scores, values, grads = (torch.cat(column) for column in zip(*parts, strict=True))
+        return scores, values, grads
+
+    def _batches(self, x: Tensor) -> tuple[Tensor, ...]:
+        width = auto_width(x, self.target.device) if isinstance(self.batch_size, str) else self.batch_size
+        return torch.split(torch.arange(len(x), device=x.device), width)
+
+    def _sent(self, x: Tensor) -> Tensor:
+        return x.detach().to(self.target.device, self.target.work_dtype)
+
+
+def confidences(scores: Tensor) -> Tensor:
+    """Return the confidences [b, k] of scores: themselves where they are probabilities already, else their softmax."""
+    sums = scores.sum(1)
+    if bool((scores >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
+        return scores
+    return scores.softmax(1)
+
+
+def _of_rows(loss: PerRow, rows: Tensor, scores: Tensor) -> Tensor:
+    return loss(scores, rows)
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
