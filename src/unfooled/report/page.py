@@ -52,11 +52,12 @@ def number(value: float | None, digits: int = 4) -> str:
 
 def render(evaluation: Evaluation, *, images: bool = True, written: str = "") -> str:
     """Return the report page of `evaluation`; without `images` no example is shown."""
-    return _template().render(_view(evaluation, images=images, written=written)) + "\n"
+    return template("report.html.j2").render(_view(evaluation, images=images, written=written)) + "\n"
 
 
 @functools.cache
-def _template() -> Any:
+def template(name: str) -> Any:
+    """Return one of the page templates; what is text in their data is escaped and shown on one line."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -70,7 +71,7 @@ def _template() -> Any:
     environment.filters |= {
         "percent": percent, "confidence": confidence, "number": number, "short": short, "grouped": _grouped,
     }  # fmt: skip
-    return environment.get_template("report.html.j2")
+    return environment.get_template(name)
 
 
 def _view(e: Evaluation, *, images: bool, written: str) -> dict[str, Any]:
