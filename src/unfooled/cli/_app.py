@@ -17,6 +17,7 @@ from unfooled.cli._attack import attack
 from unfooled.cli._doctor import doctor
 from unfooled.cli._eps import eps
 from unfooled.cli._evaluate import evaluate
+from unfooled.cli._explain import explain
 from unfooled.cli._list import list_
 from unfooled.cli._train import train
 from unfooled.cli._verify import verify
@@ -35,6 +36,7 @@ app = cyclopts.App(
 app.command(evaluate)
 app.command(doctor)
 app.command(attack)
+app.command(explain)
 app.command(eps)
 app.command(list_, name="list")
 app.command(train)

@@ -1,15 +1,10 @@
 """`unfooled attack`: one image, one adversarial image, one picture that shows both."""
 
-import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from unfooled.cli import _words
-from unfooled.errors import InputError, safe_text
-
-if TYPE_CHECKING:
-    from unfooled.core.data import Data
+from unfooled.errors import safe_text
 
 TARGET = "digits-cnn"
 
@@ -75,7 +70,7 @@ def attack(
     """
     given = locals()
     _words.at_least_one(steps, "--steps")
-    inputs = _shape(shape)
+    inputs = _words.shape(shape)
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
 
     _words.load_torch()
@@ -98,7 +93,7 @@ def attack(
     with Live() as live:
         model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
         own = targets.ZOO[target].data if target in targets.ZOO else None
-        examples = _examples(image, data or own, data_dir)
+        examples = _words.pointed_into(image, data or own, data_dir)
         if examples is None and inputs is None and own is not None:
             inputs = DATASETS[own].shape
         _words.must_take(model, examples.x if examples else read_image(image, inputs, bounds=model.bounds)[None])
@@ -114,23 +109,3 @@ def attack(
         lines.append(f"adversarial image: {folder / 'adversarial.png'}")
     sys.stdout.write("".join(f"{safe_text(line)}\n" for line in lines))
     return 0 if found.success else 1
-
-
-def _shape(text: str | None) -> tuple[int, int, int] | None:
-    if text is None:
-        return None
-    parts = re.fullmatch(r"([13])x(\d+)x(\d+)", text.strip().lower())
-    if parts is None or int(parts[2]) == 0 or int(parts[3]) == 0:
-        raise InputError(f"--shape {text!r}: give channels (1 or 3), height and width, for example 3x224x224.")
-    return int(parts[1]), int(parts[2]), int(parts[3])
-
-
-def _examples(image: str, data: str | None, data_dir: Path | None) -> "Data | None":
-    """Return the data that a number points into, None when `image` is a file."""
-    if not image.strip().isdecimal() or Path(image).exists():
-        return None
-    if data is None:
-        raise InputError(f"Image {image} is a number, but it is not said of which data set; give --data or a file.")
-    from unfooled.core.data import load_data
-
-    return load_data(data, data_dir=data_dir)

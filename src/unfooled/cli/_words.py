@@ -150,6 +150,27 @@ def size(text: str | None) -> int | tuple[int, int] | None:
     return (int(parts[0]), int(parts[1])) if len(parts) == 2 else int(parts[0])
 
 
+def shape(text: str | None) -> tuple[int, int, int] | None:
+    """Read --shape: channels, height and width such as 3x224x224; raises InputError."""
+    if text is None:
+        return None
+    parts = re.fullmatch(r"([13])x(\d+)x(\d+)", text.strip().lower())
+    if parts is None or int(parts[2]) == 0 or int(parts[3]) == 0:
+        raise InputError(f"--shape {text!r}: give channels (1 or 3), height and width, for example 3x224x224.")
+    return int(parts[1]), int(parts[2]), int(parts[3])
+
+
+def pointed_into(image: str, data: str | None, data_dir: Path | None) -> "Data | None":
+    """Return the data that a number points into, None when `image` is a file."""
+    if not image.strip().isdecimal() or Path(image).exists():
+        return None
+    if data is None:
+        raise InputError(f"Image {image} is a number, but it is not said of which data set; give --data or a file.")
+    from unfooled.core.data import load_data
+
+    return load_data(data, data_dir=data_dir)
+
+
 class Loaded(NamedTuple):
     """What `Inputs` name: the target, its examples, the threat, and the word for the data."""
 

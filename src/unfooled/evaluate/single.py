@@ -173,6 +173,48 @@ def attack_image(
     return single
 
 
+def compare_images(
+    image: int | str | Path | Tensor,
+    adversarial: str | Path | Tensor,
+    target: Any,
+    *,
+    data: Data | None = None,
+    seed: int = 0,
+    shape: Sequence[int] | None = None,
+) -> Single:
+    """Return what the target says of an image, of a changed one that is given, and of random noise of the same size.
+
+    Arguments as for `attack_image`; `adversarial` is a picture file or a tensor [c, h, w]. Raises `InputError` when the
+    two have different sizes, are the same on the 8-bit grid, or get the same class from the target.
+    """
+    target = as_target(target)
+    x, source, truth = _load(image, target, data, shape)
+    changed = _load(adversarial if isinstance(adversarial, Tensor) else Path(adversarial), target, None, tuple(x.shape))
+    x_adv = changed[0]
+    if x_adv.shape != x.shape:
+        raise InputError(
+            f"The original has the shape {tuple(x.shape)} and the changed image {tuple(x_adv.shape)}; "
+            "give two pictures of one size."
+        )
+    began, ball = time.monotonic(), linf(target.bounds[1] - target.bounds[0])
+    distance = _distance(x_adv, x, ball, target.bounds)
+    if distance == 0:
+        raise InputError("The changed image is the original; give the one that fools the target.")
+    original, adversarial_look = _looks(torch.stack([x, x_adv]), target)
+    if original.label == adversarial_look.label:
+        raise InputError(f"The target says {original.name} for both images; give one that fools it.")
+    noise = _controls(x, x_adv, target.bounds, seed)
+    controls = _looks(noise, target)
+    return Single(
+        x=x, x_adv=x_adv, noise=noise[0], original=original, adversarial=adversarial_look, control=controls[0],
+        success=True, as_floats=True, reason="", threat=repr(linf(distance)), norm="linf", distance=distance,
+        goal=repr(Untargeted()), attack="given", trace={},
+        noise_fooled=sum(c.label != original.label for c in controls), noise_draws=len(controls),
+        forward=2 + len(controls), backward=0, seconds=time.monotonic() - began, seed=seed,
+        source=source, target=target.name, bounds=target.bounds, truth=truth,
+    )  # fmt: skip
+
+
 def _check_room(ball: Ball, bounds: tuple[float, float]) -> None:
     """Raise InputError when no image on the 8-bit grid but the original lies in `ball`."""
     if ball.norm.name == "l0":

@@ -1,0 +1,106 @@
+"""Why one example fools a target: every measurement of this room on the same pair of inputs, joined."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unfooled.core.ask import Asker
+from unfooled.core.explanation import Explanation
+from unfooled.core.target import Target, as_target
+from unfooled.errors import InputError, UnfooledError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One question about the example and what was measured to answer it."""
+
+    name: str
+    question: str
+    found: Explanation
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example explained: its parts in the order of a page, and what could not be measured, by name with the reason.
+
+    `label` and `label_adv` are the target's answers to x and x_adv [...]; `confidence` and `confidence_adv` how sure it
+    is of each; `forward` rows were sent through the target and `seconds` passed.
+    """
+
+    x: Tensor
+    x_adv: Tensor
+    label: int
+    label_adv: int
+    confidence: float
+    confidence_adv: float
+    parts: tuple[Part, ...]
+    omitted: dict[str, str]
+    forward: int
+    seconds: float
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows of every part, by its name."""
+        return {part.name: part.found.rows() for part in self.parts}
+
+    def sentences(self) -> dict[str, str]:
+        """Return what every part found, by its name."""
+        return {part.name: part.found.sentence() for part in self.parts}
+
+
+def example(
+    target: Target | Callable[..., Any],
+    x: Tensor,
+    x_adv: Tensor,
+    *,
+    relatives: Mapping[str, Target] | None = None,
+    examples: tuple[Tensor, Tensor] | None = None,
+    seed: int = 0,
+) -> Example:
+    """Return why x_adv fools the target where x does not, measured in every way that target and data allow.
+
+    Args:
+        target: a `Target`, module or callable.
+        x, x_adv: one input each, [...], within the target's bounds; the target answers differently to them.
+        relatives: other targets by name, for transfer; None leaves that part out.
+        examples: natural inputs [n, ...] and their labels int64 [n], for manifold and nearest examples.
+        seed: of every random control.
+
+    What cannot be measured (no gradient, no module, no relatives) is left out, with the reason. Raises InputError when
+    shapes differ or the target says the same of both.
+    """
+    model = as_target(target)
+    if x.shape != x_adv.shape:
+        raise InputError(f"x and x_adv must have one shape, not {tuple(x.shape)} and {tuple(x_adv.shape)}.")
+    began, sent = time.monotonic(), model.sent[0]
+    sure = Asker(model).confidences(torch.stack([x, x_adv]))
+    label, label_adv = sure.argmax(1).tolist()
+    if label == label_adv:
+        raise InputError(f"The target says class {label} for both inputs: there is nothing to explain.")
+    parts, omitted = [], {}
+    for name, question, measure in _questions(model, x, x_adv, label, label_adv, relatives, examples, seed):
+        try:
+            parts.append(Part(name, question, measure()))
+        except UnfooledError as reason:
+            omitted[name] = str(reason)
+    return Example(
+        x, x_adv, label, label_adv, float(sure[0, label]), float(sure[1, label_adv]), tuple(parts), omitted,
+        model.sent[0] - sent, time.monotonic() - began,
+    )  # fmt: skip
+
+
+def _questions(
+    target: Target,
+    x: Tensor,
+    x_adv: Tensor,
+    label: int,
+    label_adv: int,
+    relatives: Mapping[str, Target] | None,
+    examples: tuple[Tensor, Tensor] | None,
+    seed: int,
+) -> list[tuple[str, str, Callable[[], Explanation]]]:
+    """Return the parts of the page in their order: name, question, measurement."""
+    return []
