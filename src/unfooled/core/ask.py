@@ -66,6 +66,16 @@ class Asker:
         with torch.inference_mode(False), untouched(self.target):
             return torch.cat([self.oracle.label(self._sent(x[rows])).label.to(x.device) for rows in self._batches(x)])
 
+    def value(self, x: Tensor, loss: PerRow) -> Tensor:
+        """Return the values [n] of `loss` at x: forward passes alone."""
+        parts: list[Tensor] = []
+        with torch.inference_mode(False), untouched(self.target):
+            for rows in self._batches(x):
+                got = self.oracle.scores(self._sent(x[rows])).scores
+                assert got is not None
+                parts.append(loss(_wide(got), rows.to(self.target.device)).detach().to(x.device))
+        return torch.cat(parts)
+
     def gradient(self, x: Tensor, loss: PerRow) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scores [n, k], the values [n] of `loss` and their gradients [n, ...] at x."""
         parts = []
