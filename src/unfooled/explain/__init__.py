@@ -1,1 +1,12 @@
 """Why a target is fooled: functions that return an `Explanation`: rows, a sentence with its control, a figure."""
+
+from .geometry import decision_slice as decision_slice
+from .geometry import slice_through as slice_through
+from .geometry import slice_towards as slice_towards
+from .linearity import logits_along as logits_along
+from .manifold import aliasing as aliasing
+from .manifold import autoencoder as autoencoder
+from .manifold import dimples as dimples
+from .manifold import off_manifold as off_manifold
+from .manifold import pca as pca
+from .manifold import spectrum as spectrum

@@ -1,0 +1,83 @@
+"""Points on lines and planes: made in parts and asked in batches, and random directions that belong to the example."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unfooled._noise import Noise, example_ids, row_keys
+from unfooled.core.target import Target
+from unfooled.errors import InputError
+
+_ROOM = 2**23
+"""Most values of made points that exist at once."""
+
+_FULL = 256
+
+
+def asked(ask: Callable[[Tensor], Tensor], count: int, make: Callable[[Tensor], Tensor], like: Tensor) -> Tensor:
+    """Return `ask(make(rows))` over the rows 0 to count - 1, made in parts of a few million values.
+
+    `like` [b, ...] tells the device and the size of one row.
+    """
+    part = max(1, _ROOM // max(1, like[:1].numel()))
+    part -= part % _FULL if part > _FULL else 0  # parts end where batches end
+    return torch.cat([ask(make(rows)) for rows in torch.arange(count, device=like.device).split(part)])
+
+
+def random_directions(x: Tensor, count: int, seed: int, what: str) -> Tensor:
+    """Return `count` normal directions of length 1 (L2) for every example of x [n, ...], [n, count, ...]."""
+    keys = torch.from_numpy(row_keys(seed, example_ids(x), what)).to(x.device)
+    drawn = Noise(keys).normal(0, (count, math.prod(x.shape[1:])), dtype=x.dtype)
+    return (drawn / lengths(drawn)[..., None].clamp(min=torch.finfo(x.dtype).tiny)).view(len(x), count, *x.shape[1:])
+
+
+def lengths(d: Tensor) -> Tensor:
+    """Return the L2 length along the last axis, in float64 and back."""
+    size: Tensor = torch.linalg.vector_norm(d.double(), dim=-1)
+    return size.to(d.dtype)
+
+
+def check_rows(x: Tensor, what: str = "x") -> Tensor:
+    """Return x as floats; raises InputError unless it is a batch [n, ...] of finite numbers."""
+    if not isinstance(x, Tensor) or x.dim() < 2 or not len(x) or not x.is_floating_point():
+        raise InputError(
+            f"{what} must be floating-point examples [n, ...] with n of at least 1; one example is x[None]."
+        )
+    if not bool(x.isfinite().all()):
+        raise InputError(f"{what} contains values that are not finite; leave those examples out or mend them.")
+    return x.detach()
+
+
+def check_like(d: Tensor, x: Tensor, what: str) -> Tensor:
+    """Return d [n, ...] in the dtype of x and on its device; raises InputError when the shapes differ."""
+    if not isinstance(d, Tensor) or d.shape != x.shape:
+        shape = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__
+        raise InputError(f"{what} must have the shape {tuple(x.shape)} of x, not {shape}.")
+    return check_rows(d.to(x.device, x.dtype), what)
+
+
+def class_name(target: Target, label: int) -> str:
+    """Return the name of a class, or its number where the target has no names."""
+    names = target.classes
+    return str(names[label]) if names is not None and label < len(names) else str(label)
+
+
+def class_colours(count: int) -> np.ndarray:
+    """Return one RGB colour a class in [0, 1], [count, 3]: told apart, light enough for dark marks on top."""
+    base = np.array(
+        [
+            [0x4E, 0x79, 0xA7], [0xF2, 0x8E, 0x2B], [0x59, 0xA1, 0x4F], [0xE1, 0x57, 0x59], [0xB0, 0x7A, 0xA1],
+            [0xED, 0xC9, 0x48], [0x76, 0xB7, 0xB2], [0x86, 0xC5, 0xF0], [0x9C, 0x75, 0x5F], [0x8C, 0x93, 0x9B],
+        ]
+    ) / 255  # fmt: skip
+    turns = np.arange(count) // len(base)
+    shade = 1 - 0.25 * (turns % 3)
+    return base[np.arange(count) % len(base)] * shade[:, None]
+
+
+def excess(z: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Return how far the farthest value of each row of z [b, ...] lies outside the box, [b]."""
+    return torch.maximum(bounds[0] - z, z - bounds[1]).flatten(1).amax(1).clamp(min=0)
