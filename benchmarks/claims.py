@@ -23,7 +23,7 @@ import unfooled as uf
 from benchmarks import published, results
 from unfooled import attacks
 from unfooled.core.engine import last_iterate
-from unfooled.stats import wilson
+from unfooled.stats import mean_interval, wilson
 from unfooled.targets import ZOO
 
 TABLE = "claims"
@@ -99,9 +99,17 @@ def noise() -> None:
             else published.images("mnist", slice(300))
         )
         own, label, _ = _right(net, x, y)
-        wrong = sum(int((_scores(net, _signs(own, eps, seed)).argmax(1) != label).sum()) for seed in range(10))
+        draws = torch.stack([_scores(net, _signs(own, eps, seed)).argmax(1) != label for seed in range(10)])
+        shares = draws.float().mean(0)  # [n]: draws of one image are no independent images
         what = f"{name} taken in by random signs of {word}, ten draws an image"
-        _write(f"noise {name} {word}", wrong, 10 * len(label), what)
+        _write(
+            f"noise {name} {word}",
+            int(draws.sum()),
+            draws.numel(),
+            what,
+            n=len(label),
+            interval=list(mean_interval(shares.tolist())),
+        )
 
 
 def pixels() -> None:
