@@ -54,10 +54,10 @@ def _signs(x: Tensor, eps: float, seed: int) -> Tensor:
     return (x + eps * coin).clamp(0, 1)
 
 
-def _write(case: str, hits: int, n: int, what: str, **more: Any) -> None:
-    entry = {"what": what, "published": None, "ours": hits / n, "unit": "%", "n": n, "interval": list(wilson(hits, n))}
+def _write(case: str, hits: int, of: int, what: str, **more: Any) -> None:
+    entry = {"what": what, "published": None, "ours": hits / of, "unit": "%", "n": of, "interval": wilson(hits, of)}
     results.write(TABLE, case, entry | more)
-    print(case, f"{hits}/{n}", {k: v for k, v in more.items() if isinstance(v, float | int | str)}, flush=True)
+    print(case, f"{hits}/{of}", {k: v for k, v in more.items() if isinstance(v, float | int | str)}, flush=True)
 
 
 def step() -> None:
@@ -108,7 +108,7 @@ def noise() -> None:
             draws.numel(),
             what,
             n=len(label),
-            interval=list(mean_interval(shares.tolist())),
+            interval=mean_interval(shares.tolist()),
         )
 
 
@@ -127,7 +127,7 @@ def pixels() -> None:
         len(y),
         "digits-cnn taken in by 0.1 in all 64 pixels together",
         alone=float(alone.any(0).float().mean()),
-        alone_interval=list(wilson(int(alone.any(0).sum()), len(y))),
+        alone_interval=wilson(int(alone.any(0).sum()), len(y)),
     )
 
 
@@ -163,7 +163,7 @@ def blur() -> None:
             clean=clean,
             clean_without=_right(bare, images, labels)[2],
             without=without / len(y),
-            without_interval=list(wilson(without, len(y))),
+            without_interval=wilson(without, len(y)),
         )
 
 
