@@ -28,6 +28,7 @@ __all__ = [
     "Untargeted",
     "__version__",
     "attacks",
+    "certify",
     "doctor",
     "ensemble",
     "evaluate",
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from unfooled import attacks, explain, fooling, losses, norms, report, stats, targets
+    from unfooled import attacks, certify, explain, fooling, losses, norms, report, stats, targets
     from unfooled.attacks.transfer import transfer_matrix
     from unfooled.core.access import Access
     from unfooled.core.data import Data, load_data
@@ -79,7 +80,7 @@ _HOME = {
     "evaluate": ["doctor", "evaluate"],
 }
 _HOME_OF = {name: home for home, names in _HOME.items() for name in names}
-_ROOMS = frozenset({"attacks", "explain", "fooling", "losses", "norms", "report", "stats", "targets"})
+_ROOMS = frozenset({"attacks", "certify", "explain", "fooling", "losses", "norms", "report", "stats", "targets"})
 
 
 class _House(ModuleType):
