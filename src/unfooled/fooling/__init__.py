@@ -1,1 +1,29 @@
 """Images that mean nothing to people and everything to a target: made, measured, and taken back by retraining."""
+
+from .ascent import Ascended as Ascended
+from .ascent import ascend as ascend
+from .evolve import Direct as Direct
+from .evolve import Diversity as Diversity
+from .evolve import Evolution as Evolution
+from .evolve import Pattern as Pattern
+from .evolve import diversity as diversity
+from .evolve import evolve as evolve
+from .gallery import Curves as Curves
+from .gallery import Gallery as Gallery
+from .gallery import curves as curves
+from .gallery import gallery as gallery
+from .measures import Ablated as Ablated
+from .measures import Blurred as Blurred
+from .measures import CarriedOver as CarriedOver
+from .measures import ablated as ablated
+from .measures import blurred as blurred
+from .measures import carried_over as carried_over
+from .rounds import Round as Round
+from .rounds import Rounds as Rounds
+from .rounds import rounds as rounds
+from .rubbish import Aimed as Aimed
+from .rubbish import Rubbish as Rubbish
+from .rubbish import Sureness as Sureness
+from .rubbish import aimed as aimed
+from .rubbish import random_images as random_images
+from .rubbish import rubbish as rubbish
