@@ -10,3 +10,4 @@ from .manifold import dimples as dimples
 from .manifold import off_manifold as off_manifold
 from .manifold import pca as pca
 from .manifold import spectrum as spectrum
+from .volume import volume as volume
