@@ -1,5 +1,9 @@
 """Why a target is fooled: functions that return an `Explanation`: rows, a sentence with its control, a figure."""
 
+from .features import non_robust_set as non_robust_set
+from .features import relabelled as relabelled
+from .features import robust_set as robust_set
+from .features import useful_and_robust as useful_and_robust
 from .geometry import decision_slice as decision_slice
 from .geometry import slice_through as slice_through
 from .geometry import slice_towards as slice_towards
@@ -10,4 +14,6 @@ from .manifold import dimples as dimples
 from .manifold import off_manifold as off_manifold
 from .manifold import pca as pca
 from .manifold import spectrum as spectrum
+from .transfer import agreement as agreement
+from .transfer import transfer as transfer
 from .volume import volume as volume
