@@ -231,7 +231,7 @@ def test_steps_over_the_top_do_not_count() -> None:
     start = torch.tensor([[0.5], [0.1], [0.3]])
     end = climb(Hill(), start, lr=10.0, optimiser="normalised", settle=lambda theta: theta, steps=5)
     assert float(end.history[1, :2].amax()) < -50
-    assert torch.equal(end.x, start)
+    assert torch.allclose(end.x, start, atol=1e-5)
     assert torch.equal(end.value, end.history.amax(0))
 
 
