@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import unfooled as uf
-from unfooled.explain.linearity import logits_along, piecewise
+from unfooled.attacks import bim, fgsm
+from unfooled.explain.linearity import WAYS, growth, local_linearity, logits_along, piecewise
 from unfooled.testing import Linear, Spy
 
 
@@ -123,3 +124,112 @@ def test_bad_lines_are_refused_in_one_sentence(change: dict, said: str) -> None:
     arguments = {"x": torch.rand(1, 4), "direction": torch.ones(1, 4)} | change
     with pytest.raises(uf.InputError, match=said):
         logits_along(Linear.random((4,)), **arguments)
+
+
+def test_the_attack_moves_a_linear_score_by_the_closed_form_and_noise_by_far_less() -> None:
+    found = growth(fgsm(), dims=(16, 64, 256, 1024), targets=4)
+    assert found.error < 1e-12
+    assert found.slope(found.attacked) == pytest.approx(1, abs=0.03)
+    assert found.slope(found.random) == pytest.approx(0.5, abs=0.06)
+    assert torch.allclose(found.random, found.expected, rtol=0.5)
+    mean = found.closed.mean(1) / (0.1 * found.dims)  # eps m n with m = 1
+    assert mean.tolist() == pytest.approx([1] * 4, abs=0.15)
+    assert "n^1.0" in found.sentence() or "n^0.9" in found.sentence()
+
+
+def test_growth_sees_an_attack_that_falls_short() -> None:
+    short = growth(bim(steps=1, step_size=0.5), dims=(32,), targets=2)
+    assert short.error == pytest.approx(0.5, abs=1e-6)
+
+
+def test_growth_takes_its_own_family_and_its_seed() -> None:
+    ones = growth(fgsm(), dims=(9, 36), family=lambda n, g: torch.full((n,), 2.0), targets=1, eps=0.2)
+    assert ones.closed[:, 0].tolist() == pytest.approx([0.2 * 2 * 9, 0.2 * 2 * 36])
+    assert ones.attacked[:, 0].tolist() == pytest.approx(ones.closed[:, 0].tolist())
+    a, b, c = (growth(fgsm(), dims=(8,), targets=2, seed=seed).random for seed in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.5, -1.0])
+def test_growth_refuses_an_eps_at_which_the_box_binds(eps: float) -> None:
+    with pytest.raises(uf.InputError, match="so that the box"):
+        growth(fgsm(), dims=(4,), eps=eps)
+    with pytest.raises(uf.InputError, match="shape"):
+        growth(fgsm(), dims=(4,), family=lambda n, g: torch.ones(n + 1))
+
+
+def two_layers() -> nn.Sequential:
+    g = torch.Generator().manual_seed(3)
+    layers = nn.Linear(6, 5, bias=False, dtype=torch.float64), nn.Linear(5, 3, bias=False, dtype=torch.float64)
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.copy_(torch.randn(layer.weight.shape, generator=g, dtype=torch.float64))
+    return nn.Sequential(nn.Flatten(), *layers)
+
+
+def test_a_linear_module_leaves_nothing_in_x_and_nothing_in_the_parameters() -> None:
+    target = Linear.random((2, 3), classes=4, dtype=torch.float64)
+    found = local_linearity(target, torch.rand(5, 2, 3), torch.arange(5) % 4)
+    assert found.remainder.shape == (4, 7, 5)
+    assert float(found.remainder.max()) < 1e-9 and float(found.predicted.min()) > 0
+
+
+def test_two_linear_layers_are_linear_in_x_and_off_by_the_product_of_their_steps_in_the_parameters() -> None:
+    module, x, y = two_layers(), torch.rand(4, 6, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
+    found = local_linearity(module, x, y, eps=(0.1, 0.2), seed=5)
+    assert float(found.remainder[:2].max()) < 1e-9
+    first, second = (p.detach() for p in module.parameters())
+    g = torch.Generator().manual_seed(5)
+    drawn = [torch.randn(p.shape, generator=g).double() for p in (first, second)]
+    scale = math.sqrt(float(first.square().sum() + second.square().sum()))
+    scale /= math.sqrt(sum(float(d.square().sum()) for d in drawn))
+    d1, d2 = (scale * d for d in drawn)
+    linear = x @ (second @ d1 + d2 @ first).T
+    rest = x @ (d2 @ d1).T
+    expected = 0.1 * rest.norm(dim=1) / linear.norm(dim=1)
+    at = WAYS.index("parameters, random")
+    assert torch.allclose(found.remainder[at, 0].double(), expected, rtol=1e-5)
+    assert torch.allclose(found.remainder[at, 1], 2 * found.remainder[at, 0], rtol=1e-4)
+    assert bool((found.remainder[2:] > 1e-3).all())
+
+
+def test_a_square_in_x_is_not_linear_in_x_and_linear_in_its_weight() -> None:
+    class Square(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor([[1.0, 2.0], [-1.0, 1.0]], dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.square() @ self.weight.T
+
+    x = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    found = local_linearity(Square(), x, torch.tensor([0]), eps=(0.01, 0.1), seed=1)
+    assert float(found.remainder[2:].max()) < 1e-9
+    assert float(found.remainder[0, 1] / found.remainder[0, 0]) == pytest.approx(10, rel=1e-4)
+    assert math.isnan(found.at_effect(0, 1e9)) and found.at_effect(2, 0.05) < 1e-9
+
+
+def test_the_module_is_left_as_it_was_and_the_finding_draws_itself() -> None:
+    module = nn.Sequential(
+        nn.Flatten(), nn.Linear(8, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Dropout(0.5), nn.Linear(6, 3)
+    )
+    x, y = torch.rand(4, 2, 4), torch.tensor([0, 1, 2, 0])
+    before, luck = {k: v.clone() for k, v in module.state_dict().items()}, torch.get_rng_state()
+    found = local_linearity(module, x, y)
+    assert module.training and all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+    assert torch.equal(torch.get_rng_state(), luck)
+    assert torch.equal(found.remainder, local_linearity(module, x, y).remainder)
+    assert len(found.rows()) == 28 and "in the parameters" in found.sentence()
+    pytest.importorskip("matplotlib")
+    assert b"foretold" in found.image("svg") and b"random signs" in growth(fgsm(), dims=(4, 8)).image("svg")
+
+
+def test_local_linearity_needs_a_module_with_parameters() -> None:
+    x, y = torch.rand(2, 4), torch.tensor([0, 1])
+    with pytest.raises(uf.InputError, match="torch module"):
+        local_linearity(lambda z: z @ torch.eye(4), x, y)
+    with pytest.raises(uf.InputError, match="labels of shape"):
+        local_linearity(Linear.random((4,)), x, torch.tensor([0]))
+    with pytest.raises(uf.InputError, match="zero everywhere"):
+        local_linearity(Linear.random((4,)), 0 * x, y)

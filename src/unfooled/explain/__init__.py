@@ -7,6 +7,8 @@ from .features import useful_and_robust as useful_and_robust
 from .geometry import decision_slice as decision_slice
 from .geometry import slice_through as slice_through
 from .geometry import slice_towards as slice_towards
+from .linearity import growth as growth
+from .linearity import local_linearity as local_linearity
 from .linearity import logits_along as logits_along
 from .manifold import aliasing as aliasing
 from .manifold import autoencoder as autoencoder
