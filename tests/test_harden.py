@@ -1,13 +1,18 @@
 """Objectives: the adversarial one is cross-entropy at the attack's point, with a radius that grows."""
 
+import copy
+import itertools
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from unfooled.attacks import pgd
-from unfooled.core.threat import linf
+from unfooled.attacks import fgsm, pgd
+from unfooled.core.engine import last_iterate
+from unfooled.core.threat import l2, linf
 from unfooled.errors import InputError
+from unfooled.harden import objectives
 from unfooled.harden.objectives import adversarial, standard
 
 STEP = pgd(steps=1, step_size=1.0, start="clean")  # exact on a linear model of two classes
@@ -55,3 +60,153 @@ def test_luck_belongs_to_the_row_the_step_and_the_seed():
 def test_a_threat_without_a_radius_is_refused():
     with pytest.raises(InputError, match="finite eps"):
         adversarial(STEP, linf())
+
+
+# ---- the other objectives, each against its formula
+
+
+def deep() -> tuple[nn.Module, torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    return module, torch.rand(7, 6).double(), torch.tensor([0, 1, 2, 0, 1, 2, 0]), torch.arange(7)
+
+
+def test_the_mix_is_the_sum_of_its_parts():
+    module, x, y, ids = case()
+    clean, hard = standard()(module, x, y, ids, 0), adversarial(fgsm(), linf(0.1))(module, x, y, ids, 0)
+    for alpha in (0.0, 0.3, 0.5, 1.0):
+        found = objectives.mixed(fgsm(), linf(0.1), alpha=alpha)(module, x, y, ids, 0)
+        torch.testing.assert_close(found, alpha * clean + (1 - alpha) * hard)
+    with pytest.raises(InputError, match="share of the clean loss"):
+        objectives.mixed(fgsm(), linf(0.1), alpha=1.5)
+
+
+def test_trades_climbs_the_divergence_and_adds_it():
+    module, x, y, ids = deep()
+    attack = pgd(steps=20, step_size=0.2)
+    loss = objectives.trades(attack, linf(0.2), beta=3.0)(module, x, y, ids, 0)
+    p = module(x).log_softmax(1)
+
+    def divergence(z: torch.Tensor) -> torch.Tensor:
+        return (p.exp() * (p - module(z).log_softmax(1))).sum(1)
+
+    found = (loss - F.cross_entropy(module(x), y)) / 3.0
+    drawn = torch.stack([divergence((x + 0.2 * (2 * torch.rand_like(x) - 1)).clamp(0, 1)) for _ in range(500)]).amax(0)
+    corner = torch.stack(
+        [divergence((x + 0.2 * torch.tensor(s)).clamp(0, 1)) for s in itertools.product((-1.0, 1.0), repeat=6)]
+    ).amax(0)
+    assert drawn.mean() < found.float() <= torch.maximum(corner, drawn).mean() * 1.01
+    module[0].weight.grad = None
+    loss.backward()
+    assert module[0].weight.grad.abs().sum() > 0
+
+
+def test_trades_attacks_in_eval_mode_and_trains_in_train_mode():
+    torch.manual_seed(0)
+    seen: list[bool] = []
+    module = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)).train()
+    module.register_forward_hook(lambda m, *_: seen.append(m.training))
+    x, y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
+    objectives.trades(pgd(steps=3), linf(0.1))(module, x, y, torch.arange(4), 0)
+    assert seen == [False] * 4 + [True] and module.training and module[1].training
+
+
+def test_mart_is_its_formula():
+    module, x, y, ids = deep()
+    loss = objectives.mart(STEP, linf(0.1), beta=2.0)(module, x, y, ids, 0)
+    x_adv = last_iterate(STEP, module, x, y, linf(0.1), ids=ids.numpy())
+    p, q = module(x).softmax(1), module(x_adv).softmax(1)
+    own = F.one_hot(y, 3).bool()
+    bce = -q[own].log() - (1 - q.masked_fill(own, 0).amax(1) + 1e-4).log()
+    kl = (p * (p.log() - q.log())).sum(1)
+    torch.testing.assert_close(loss, bce.mean() + 2.0 * (kl * (1 - p[own])).mean(), check_dtype=False)
+
+
+def test_the_noisy_step_is_noise_and_one_step_never_projected():
+    module, x, y, ids = case()
+    far: list[torch.Tensor] = []
+    module.register_forward_pre_hook(lambda _, args: far.append(args[0].detach()))
+    objectives.noisy_step(linf(0.05), noise=2.0)(module, x, y, ids, 3)
+    start, end = (z - x for z in far)
+    assert 0.05 < float(start.abs().max()) <= 0.1 + 1e-6
+    w = (module.weight[y] - module.weight[1 - y]).sign()
+    torch.testing.assert_close(end, start - 0.05 * w)
+    with pytest.raises(InputError, match="Linf alone"):
+        objectives.noisy_step(l2(0.5))
+
+
+def test_aligned_gradients_cost_nothing_on_a_linear_model_and_something_on_a_bent_one():
+    module, x, y, ids = case()
+    torch.testing.assert_close(
+        objectives.aligned(standard(), linf(0.1), weight=5.0)(module, x, y, ids, 0),
+        standard()(module, x, y, ids, 0),
+    )
+    bent, x, y, ids = deep()
+    more = objectives.aligned(standard(), linf(0.3), weight=5.0)(bent, x, y, ids, 0) - standard()(bent, x, y, ids, 0)
+    assert 0.01 < more.item() < 10
+    more.backward()
+    assert bent[0].weight.grad.abs().sum() > 0
+
+
+def test_weights_move_against_the_loss_and_come_back():
+    module, x, y, ids = deep()
+    before = {k: v.clone() for k, v in module.state_dict().items()}
+    plain = standard()(module, x, y, ids, 0)
+    loss = objectives.weight_perturbed(standard(), gamma=0.01)(module, x, y, ids, 0)
+    grads = torch.autograd.grad(plain, [module[0].weight, module[2].weight])
+    moved = copy.deepcopy(module)
+    with torch.no_grad():
+        for layer, g in zip((moved[0], moved[2]), grads, strict=True):
+            layer.weight += 0.01 * layer.weight.norm() * g / g.norm()
+    want = standard()(moved, x, y, ids, 0)
+    torch.testing.assert_close(loss, want)
+    assert loss > plain
+    loss.backward()
+    want.backward()
+    torch.testing.assert_close(module[0].weight.grad, moved[0].weight.grad)
+    assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+    late = objectives.weight_perturbed(standard(), after=5)
+    torch.testing.assert_close(late(module, x, y, ids, 4), plain)
+
+
+def test_perturbed_weights_see_the_examples_made_at_the_true_ones():
+    module, x, y, ids = deep()
+    calls: list[int] = []
+    module.register_forward_hook(lambda *_: calls.append(1))
+    objectives.weight_perturbed(adversarial(pgd(steps=5), linf(0.1)))(module, x, y, ids, 0)
+    assert len(calls) == 5 + 1 + 1  # the attack once, the loss at both weights
+
+
+def test_free_training_follows_the_gradient_of_the_weights_own_pass():
+    module, x, y, ids = case()
+    free = objectives.Free(linf(0.1))
+    first = free(module, x, y, ids, 0)
+    torch.testing.assert_close(first, standard()(module, x, y, ids, 0))
+    first.backward()
+    torch.testing.assert_close(free(module, x, y, ids, 1), worst(module, x, y, 0.1))
+
+
+def test_planted_changes_stay_in_the_ball_on_a_share_of_the_rows():
+    module = nn.Linear(6, 2)
+    seen: list[torch.Tensor] = []
+    module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x, y = torch.full((2000, 6), 0.5), torch.zeros(2000, dtype=torch.int64)
+    stored = [torch.full((6,), 0.3), torch.full((6,), -0.05)]
+    objectives.planted(stored, linf(0.1), share=0.5)(module, x, y, torch.arange(2000), 0)
+    change = (seen[0] - x)[:, 0]
+    assert sorted({round(v, 4) for v in change.tolist()}) == [-0.05, 0.0, 0.1]
+    assert 0.45 < float((change != 0).float().mean()) < 0.55
+    with pytest.raises(InputError, match="at least one perturbation"):
+        objectives.planted([], linf(0.1))
+
+
+def test_noise_fills_the_ball_or_stands_in_its_corners():
+    module = nn.Linear(6, 2)
+    seen: list[torch.Tensor] = []
+    module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    x, y = torch.full((500, 6), 0.5), torch.zeros(500, dtype=torch.int64)
+    objectives.noised(linf(0.1))(module, x, y, torch.arange(500), 0)
+    objectives.noised(linf(0.1), corners=True)(module, x, y, torch.arange(500), 0)
+    inside, corners = ((z - 0.5).abs() for z in seen)
+    assert 0.045 < float(inside.mean()) < 0.055 and float(inside.max()) <= 0.1 + 1e-6
+    torch.testing.assert_close(corners, torch.full_like(corners, 0.1))

@@ -1,15 +1,30 @@
-"""Objectives: what one training step minimises. An attack is an argument here, never an import."""
+"""Objectives: what one training step minimises. An attack is an argument here, never an import.
 
+Every attack draws noise that belongs to (seed, the row's place in the data, training step): a step's examples are made
+on the fly, nothing of them is stored.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from unfooled import losses
+from unfooled._noise import Noise, row_keys
 from unfooled.core import fit
 from unfooled.core.attack import Attack
 from unfooled.core.engine import last_iterate
+from unfooled.core.target import Target
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError
+
+Made = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]
+"""`(module, x, y, ids, step) -> x_adv`, a `fit.Perturb`."""
 
 
 def standard() -> fit.Objective:
@@ -28,11 +43,273 @@ def adversarial(attack: Attack[Any], threat: Ball, *, seed: int = 0, ramp: int =
 
     Nothing is promised about attacks that this one does not resemble, nor about a larger eps.
     """
-    if not threat.bounded:
-        raise InputError(f"Adversarial training needs a threat with a finite eps, not {threat!r}.")
+    return fit.adversarial(attacked(attack, threat, seed=seed, ramp=ramp))
+
+
+def mixed(attack: Attack[Any], threat: Ball, *, alpha: float = 0.5, seed: int = 0, ramp: int = 0) -> fit.Objective:
+    """Return alpha J(x, y) + (1 - alpha) J(x_adv, y) (Goodfellow et al. 2014, arXiv:1412.6572, section 6).
+
+    Theirs is alpha = 0.5 with FGSM: `mixed(fgsm(), linf(0.25))`. Raises InputError as `adversarial`, or for an alpha
+    outside [0, 1].
+    """
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha is the share of the clean loss, from 0 to 1, not {alpha}.")
+    perturb = attacked(attack, threat, seed=seed, ramp=ramp)
+
+    def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        hard = F.cross_entropy(module(perturb(module, x, y, ids, step)), y)
+        return alpha * F.cross_entropy(module(x), y) + (1 - alpha) * hard
+
+    return objective
+
+
+def trades(attack: Attack[Any], threat: Ball, *, beta: float = 6.0, seed: int = 0, ramp: int = 0) -> fit.Objective:
+    """Return J(x, y) + beta KL(p(x) || p(x_adv)), where x_adv climbs that divergence (TRADES, arXiv:1901.08573, eq. 5).
+
+    The attack must climb cross-entropy along gradients: it is shown a target of two classes whose cross-entropy grows
+    with the divergence, from a random start: at x itself the divergence has no gradient. x_adv is made in eval mode, as
+    the authors' code does. Raises InputError as `adversarial`.
+    """
+    perturb = _diverging(attack, threat, seed=seed, ramp=ramp)
+
+    def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        x_adv = perturb(module, x, y, ids, step)
+        clean, hard = module(torch.cat([x, x_adv])).chunk(2)
+        return F.cross_entropy(clean, y) + beta * losses.kl(hard, clean).mean()
+
+    return objective
+
+
+def mart(attack: Attack[Any], threat: Ball, *, beta: float = 5.0, seed: int = 0, ramp: int = 0) -> fit.Objective:
+    """Return BCE(x_adv, y) + beta mean(KL(p(x) || p(x_adv)) (1 - p_y(x))) (MART, Wang et al. 2020, eq. 10 and 11).
+
+    BCE is -log p_y - log(1 - max of the others): misclassified examples weigh more. Raises InputError as `adversarial`.
+    """
+    perturb = attacked(attack, threat, seed=seed, ramp=ramp)
+
+    def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        x_adv = perturb(module, x, y, ids, step)
+        clean, hard = module(torch.cat([x, x_adv])).chunk(2)
+        p = hard.softmax(1)
+        rival = p.scatter(1, y[:, None], 0.0).amax(1)
+        boosted = F.cross_entropy(hard, y, reduction="none") - torch.log1p(-rival + 1e-4)
+        unsure = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
+        return boosted.mean() + beta * (losses.kl(hard, clean) * unsure).mean()
+
+    return objective
+
+
+def noisy_step(
+    threat: Ball, *, noise: float = 2.0, step_size: float = 1.0, seed: int = 0, ramp: int = 0
+) -> fit.Objective:
+    """Return N-FGSM: one signed step from x plus noise of `noise` eps, never projected (arXiv:2202.01181, algorithm 1).
+
+    The noise is uniform in the Linf ball of noise * eps and the step step_size * eps: what is trained on may lie
+    (noise + step_size) eps away, inside the box. One-step training that does not collapse at the usual eps.
+    Raises InputError for a threat other than Linf with a finite eps.
+    """
+    _bounded(threat)
+    if threat.norm.name != "linf":
+        raise InputError(f"N-FGSM knows Linf alone, not {threat!r}.")
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        grown = replace(threat, eps=threat.eps * min(1.0, (step + 1) / max(1, ramp)))
-        return last_iterate(attack, module, x, y, grown, seed=seed, ids=ids.numpy(), step=step)
+        eps = threat.eps * min(1.0, (step + 1) / max(1, ramp))
+        keys = torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "n-fgsm", step)).to(x.device)
+        start = x + noise * eps * (2 * Noise(keys).uniform(0, x.shape[1:], dtype=x.dtype) - 1)
+        leaf = start.detach().requires_grad_(True)
+        (grad,) = torch.autograd.grad(F.cross_entropy(module(leaf), y, reduction="sum"), leaf)
+        return (start + step_size * eps * grad.sign()).clamp(*threat.bounds)
 
     return fit.adversarial(perturb)
+
+
+def aligned(objective: fit.Objective, threat: Ball, *, weight: float = 0.2, seed: int = 0) -> fit.Objective:
+    """Return `objective` plus weight (1 - cos(grad J(x), grad J(x + u))), u uniform in the ball (GradAlign).
+
+    Andriushchenko and Flammarion 2020, arXiv:2007.02617, eq. 5: gradients that agree across the ball keep one-step
+    training from collapsing; the price is a second derivative. Raises InputError as `adversarial`.
+    """
+    _bounded(threat)
+
+    def regularised(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        keys = torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "gradalign", step)).to(x.device)
+        away = threat.sample(Noise(keys), 0, x)
+        leaves = [v.detach().requires_grad_(True) for v in (x, away)]
+        here, there = (
+            torch.autograd.grad(F.cross_entropy(module(v), y, reduction="sum"), v, create_graph=True)[0].flatten(1)
+            for v in leaves
+        )
+        agreement = F.cosine_similarity(here, there, dim=1)
+        return objective(module, x, y, ids, step) + weight * (1 - agreement).mean()
+
+    return regularised
+
+
+def weight_perturbed(objective: fit.Objective, *, gamma: float = 0.005, after: int = 0) -> fit.Objective:
+    """Return `objective` at weights moved against it (AWP, Wu et al. 2020, arXiv:2004.05884, eq. 8 and 9).
+
+    Every weight tensor of two or more axes moves gamma of its own norm along its gradient; the loss and its gradient
+    are taken there, while the step is made from the weights as they were. From training step `after` on.
+    """
+
+    def moved(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        if step < after:
+            return objective(module, x, y, ids, step)
+        weights = {n: p for n, p in module.named_parameters() if p.requires_grad and p.dim() > 1}
+        with _attacked_once():
+            loss = objective(module, x, y, ids, step)
+            grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            shifted: dict[str, Tensor] = dict(module.named_parameters())
+            for (name, p), g in zip(weights.items(), grads, strict=True):
+                if g is not None:
+                    shifted[name] = p + (gamma * p.detach().norm() / g.norm().clamp(min=1e-12)) * g
+            return objective(_At(module, shifted), x, y, ids, step)
+
+    return moved
+
+
+_KEPT: ContextVar[dict[int, Tensor] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def _attacked_once() -> Iterator[None]:
+    """Inside, a batch's adversarial examples are made by its first objective call and used again by the next."""
+    before = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(before)
+
+
+def _once(make: Made) -> Made:
+    def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        kept = _KEPT.get()
+        if kept is None:
+            return make(module, x, y, ids, step)
+        if id(perturb) not in kept:
+            kept[id(perturb)] = make(module, x, y, ids, step)
+        return kept[id(perturb)]
+
+    return perturb
+
+
+class _At(nn.Module):
+    """A module asked with other values in the places of its parameters."""
+
+    def __init__(self, module: nn.Module, values: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.module, self._values = module, values
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the module's answer to x with the other values."""
+        return torch.func.functional_call(self.module, self._values, (x,))
+
+
+class Free:
+    """Free adversarial training: one backward pass a step for weights and perturbation (arXiv:1904.12843, algorithm 1).
+
+    An objective with a memory: the loss at x plus a perturbation that begins where the batch before ended and follows,
+    at every further visit of the same batch, the gradient that the training's own backward pass left on it. Train with
+    `replays` visits a batch (m in the paper). Raises InputError for a threat other than Linf with a finite eps.
+    """
+
+    def __init__(self, threat: Ball) -> None:
+        _bounded(threat)
+        if threat.norm.name != "linf":
+            raise InputError(f"Free training knows Linf alone, not {threat!r}.")
+        self.threat = threat
+        self._delta: Tensor | None = None
+        self._leaf: Tensor | None = None
+
+    def __call__(self, module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        """Return the mean cross-entropy at the perturbed x."""
+        eps = self.threat.eps
+        delta = torch.zeros_like(x) if self._delta is None or len(self._delta) < len(x) else self._delta[: len(x)]
+        if self._leaf is not None and self._leaf.grad is not None and len(self._leaf) >= len(x):
+            delta = (delta + eps * self._leaf.grad[: len(x)].sign()).clamp(-eps, eps)
+        self._delta = delta.detach()
+        self._leaf = (x + self._delta).clamp(*self.threat.bounds).detach().requires_grad_(True)
+        return F.cross_entropy(module(self._leaf), y)
+
+
+def planted(perturbations: Sequence[Tensor], threat: Ball, *, share: float = 0.5, seed: int = 0) -> fit.Objective:
+    """Return the mean cross-entropy with a stored perturbation on a `share` of the images, drawn anew at every step.
+
+    Training on universal perturbations (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401, section 4: half of the
+    images). `perturbations` are [...] of one example's shape each; what they make is cut to the threat's ball and box.
+    Raises InputError when there is none, for a share outside [0, 1], or for a threat without a finite eps.
+    """
+    _bounded(threat)
+    if not len(perturbations) or not 0 <= share <= 1:
+        raise InputError(f"Give at least one perturbation and a share from 0 to 1, not {len(perturbations)}, {share}.")
+    stored = torch.stack(list(perturbations))
+
+    def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        luck = Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "planted", step)).to(x.device))
+        chosen = stored.to(x)[luck.integers(0, len(stored))]
+        moved = threat.project(x + chosen, x)
+        return torch.where((luck.uniform(1, (1,))[:, 0] < share).view(-1, *[1] * (x.dim() - 1)), moved, x)
+
+    return fit.adversarial(perturb)
+
+
+def noised(threat: Ball, *, corners: bool = False, seed: int = 0) -> fit.Objective:
+    """Return the mean cross-entropy with random changes inside the ball: the control of adversarial training.
+
+    Uniform in the ball, or with `corners` every value moved by eps up or down (Goodfellow et al. 2014, section 6: both
+    leave a maxout network at 86% to 90% error under FGSM). Raises InputError for a threat without a finite eps.
+    """
+    _bounded(threat)
+
+    def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        luck = Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "noised", step)).to(x.device))
+        if corners:
+            return threat.project(x + threat.eps * luck.signs(0, x.shape[1:], dtype=x.dtype), x)
+        return threat.sample(luck, 0, x)
+
+    return fit.adversarial(perturb)
+
+
+def attacked(attack: Attack[Any], threat: Ball, *, seed: int = 0, ramp: int = 0) -> Made:
+    """Return what makes the attack's last iterates for a training step; raises InputError without a finite eps."""
+    _bounded(threat)
+
+    def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        return last_iterate(attack, module, x, y, _grown(threat, step, ramp), seed=seed, ids=ids.numpy(), step=step)
+
+    return _once(perturb)
+
+
+def _diverging(attack: Attack[Any], threat: Ball, *, seed: int, ramp: int) -> Made:
+    """Return what climbs KL(p(x) || p(.)) for a training step, the module in eval mode meanwhile."""
+    _bounded(threat)
+
+    def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        flags = [(m, m.training) for m in module.modules()]
+        module.eval()
+        try:
+            with torch.no_grad():
+                clean = module(x)
+
+            def two(z: Tensor) -> Tensor:  # cross-entropy of class 0 is log(1 + exp(KL)), which grows with it
+                apart = losses.kl(module(z), clean)
+                return torch.stack([torch.zeros_like(apart), apart], 1)
+
+            asked = Target(two, bounds=threat.bounds)
+            asked.dtype = x.dtype
+            ball = _grown(threat, step, ramp)
+            return last_iterate(attack, asked, x, torch.zeros_like(y), ball, seed=seed, ids=ids.numpy(), step=step)
+        finally:
+            for m, was in flags:
+                m.training = was
+
+    return _once(perturb)
+
+
+def _grown(threat: Ball, step: int, ramp: int) -> Ball:
+    return replace(threat, eps=threat.eps * min(1.0, (step + 1) / max(1, ramp)))
+
+
+def _bounded(threat: Ball) -> None:
+    if not threat.bounded:
+        raise InputError(f"Adversarial training needs a threat with a finite eps, not {threat!r}.")
