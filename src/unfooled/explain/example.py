@@ -13,6 +13,14 @@ from unfooled.core.explanation import Explanation
 from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError, UnfooledError
 
+from .geometry import slice_through, slice_towards
+from .linearity import logits_along
+from .manifold import off_manifold, pca, spectrum
+from .transfer import transfer
+
+SOME = 2000
+"""Natural examples that the manifold is made of and the nearest one is looked for among."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -103,4 +111,40 @@ def _questions(
     seed: int,
 ) -> list[tuple[str, str, Callable[[], Explanation]]]:
     """Return the parts of the page in their order: name, question, measurement."""
-    return []
+    one, two = x[None], x_adv[None]
+
+    def carried() -> Explanation:
+        others = {target.name: target} | {f"{n} (2)" if n == target.name else n: t for n, t in (relatives or {}).items()}
+        if len(others) < 2:
+            raise InputError("There is no other target to show the change to.")
+        return transfer(one, two, torch.tensor([label]), others, seed=seed)
+
+    def natural() -> tuple[Tensor, Tensor]:
+        if examples is None:
+            raise InputError("There are no natural examples to compare with.")
+        some = torch.randperm(len(examples[0]), generator=torch.Generator().manual_seed(seed))[:SOME]
+        return examples[0][some].to(x), examples[1][some]
+
+    def off() -> Explanation:
+        images, labels = natural()
+        return off_manifold(one, two, pca(images), natural=(images, labels), seed=seed)
+
+    def towards() -> Explanation:
+        images, labels = natural()
+        there = images[labels == label_adv]
+        if not len(there):
+            raise InputError(f"The natural examples hold none of class {label_adv}.")
+        nearest = there[(there - x).flatten(1).norm(dim=1).argmin()]
+        return slice_through(
+            target, {"the example": one, "adversarial": two, "nearest natural one of that class": nearest[None]}
+        )
+
+    return [
+        ("along", "What happens along the change, and along random ones?",
+         lambda: logits_along(target, one, two - one, reach=2.0, seed=seed)),
+        ("region", "Which region of the input space is it in?", lambda: slice_towards(target, one, two, seed=seed)),
+        ("between", "Where do real examples of that class lie?", towards),
+        ("manifold", "Does the change move along the data, or off it?", off),
+        ("frequency", "Is the change coarse or fine?", lambda: spectrum(one, two, seed=seed)),
+        ("transfer", "Does it fool other models?", carried),
+    ]  # fmt: skip
