@@ -16,6 +16,9 @@ from .manifold import dimples as dimples
 from .manifold import off_manifold as off_manifold
 from .manifold import pca as pca
 from .manifold import spectrum as spectrum
+from .nearby import directions as directions
+from .nearby import gaas as gaas
+from .nearby import subspaces as subspaces
 from .transfer import agreement as agreement
 from .transfer import transfer as transfer
 from .volume import volume as volume
