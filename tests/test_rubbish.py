@@ -145,12 +145,14 @@ def test_images_carry_over_to_a_target_that_looks_at_the_same_pixels_alone():
     images = torch.zeros(20, *SHAPE)
     images[..., :2] = 1
     classes = torch.ones(20, dtype=torch.int64)
-    got = carried_over(images, classes, {"same": look_at(left), "other": look_at(right)}, n_random=4000)
+    got = carried_over(images, classes, {"same": look_at(left), "other": look_at(right)}, draws=200)
     same, other = got.rows()
     assert same["called the class"] == 1 and same["mean confidence"] == pytest.approx(1 / (1 + math.exp(-10)), abs=1e-5)
     assert other["called the class"] == 0 and other["median confidence"] < 1e-4
-    assert same["random images"] == pytest.approx(0.5, abs=0.03)
-    assert got.called.shape == (2, 20) and "same 100%" in got.sentence()
+    # eight of sixteen pixels are 1; the margin is their number on the left minus 4, class 0 where it is not positive
+    more = stats.hypergeom(16, 8, 8).sf(4)
+    assert same["pixels shuffled"] == pytest.approx(more, abs=0.03) == other["pixels shuffled"]
+    assert got.called.shape == (2, 20) and got.shuffled.shape == (2, 200, 20) and "same 100%" in got.sentence()
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.5])
@@ -178,7 +180,7 @@ def test_a_checkerboard_fools_until_it_is_blurred_and_a_natural_plane_stays():
     sharp, soft = got.rows()
     assert (sharp["called the class"], soft["called the class"]) == (1, 0)
     assert sharp["mean confidence"] > 0.99 and soft["mean confidence"] < 0.01
-    assert sharp["natural images"] == soft["natural images"] == 1 and soft["random images"] == 0
+    assert sharp["natural images"] == soft["natural images"] == 1 and soft["pixels shuffled"] == 0
     assert got.called.shape == got.confidence.shape == (2, 6)
 
 
@@ -223,8 +225,8 @@ ALL: dict[str, Callable[[int], Explanation]] = {
     "rubbish": lambda seed: rubbish(SOME, SHAPE, n=300, natural=X, seed=seed),
     "random_images": lambda seed: random_images(SOME, SHAPE, n=300, compare={"fooling": X}, seed=seed),
     "aimed": lambda seed: aimed(SOME, SHAPE, eps=0.1, n=100, seed=seed),
-    "carried_over": lambda seed: carried_over(X, Y, {"a": SOME, "b": linear(0.0, 1.0)}, n_random=50, seed=seed),
-    "blurred": lambda seed: blurred(SOME, X, Y, (0, 1), natural=(X, Y), n_random=50, seed=seed),
+    "carried_over": lambda seed: carried_over(X, Y, {"a": SOME, "b": linear(0.0, 1.0)}, seed=seed),
+    "blurred": lambda seed: blurred(SOME, X, Y, (0, 1), natural=(X, Y), seed=seed),
     "ablated": lambda seed: ablated(SOME, X, Y, grid=3, natural=(X, Y), draws=2, seed=seed),
 }
 
@@ -255,7 +257,7 @@ def test_the_same_seed_gives_the_same_bits_and_a_figure(name):
         (lambda: carried_over(X, Y, {}), "targets is empty"),
         (lambda: carried_over(X, Y[:3], {"a": SOME}), "one for each image"),
         (lambda: carried_over(X, Y + 7, {"a": SOME}), "knows 3 classes"),
-        (lambda: carried_over(X, Y, {"a": SOME}, n_random=0), "n_random must be"),
+        (lambda: carried_over(X, Y, {"a": SOME}, draws=0), "draws must be"),
         (lambda: blurred(SOME, X, Y, (-1,)), "sigmas must be"),
         (lambda: blurred(SOME, X, Y.float()), "must be integers"),
         (lambda: blurred(SOME, X[:0], Y[:0]), "no images"),

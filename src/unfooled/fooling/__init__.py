@@ -18,6 +18,7 @@ from .measures import CarriedOver as CarriedOver
 from .measures import ablated as ablated
 from .measures import blurred as blurred
 from .measures import carried_over as carried_over
+from .measures import low_pass as low_pass
 from .rounds import Round as Round
 from .rounds import Rounds as Rounds
 from .rounds import rounds as rounds

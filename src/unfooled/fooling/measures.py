@@ -25,14 +25,15 @@ class CarriedOver(Explanation):
     """What other targets say of images that were made for one.
 
     `classes` int64 [m] are what the images were made to be; `called` int64 [t, m] is what each target says,
-    `confidence` [t, m] how sure it is of the wanted class, `random` int64 [t, r] what it says of random images.
+    `confidence` [t, m] how sure it is of the wanted class. The control, `shuffled` int64 [t, d, m], is what it says of
+    the same pixels in d other orders.
     """
 
     names: tuple[str, ...]
     classes: Tensor
     called: Tensor
     confidence: Tensor
-    random: Tensor
+    shuffled: Tensor
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a target: the share called the wanted class, the confidence in it, and the control."""
@@ -44,24 +45,22 @@ class CarriedOver(Explanation):
                 "interval": list(wilson(int((called == self.classes).sum()), len(self.classes))),
                 "median confidence": float(sure.double().median()),
                 "mean confidence": float(sure.double().mean()),
-                "random images": float((blind[:, None] == self.classes).double().mean()),
+                "pixels shuffled": float((mixed == self.classes).double().mean()),
             }
-            for name, called, sure, blind in zip(self.names, self.called, self.confidence, self.random, strict=True)
+            for name, called, sure, mixed in zip(self.names, self.called, self.confidence, self.shuffled, strict=True)
         ]
 
     def sentence(self) -> str:
-        """Return the share that each target calls the wanted class, and what chance makes of it."""
+        """Return the share that each target calls the wanted class, and what is left with the pixels shuffled."""
         rows = self.rows()
-        chance = max(row["random images"] for row in rows)
+        chance = max(row["pixels shuffled"] for row in rows)
         said = ", ".join(
             f"{row['target']} {row['called the class']:.0%} (confidence {row['mean confidence']:.0%})" for row in rows
         )
-        return (
-            f"The wanted class of {len(self.classes):,} images is seen by: {said}; of random ones at most {chance:.0%}."
-        )
+        return f"The class of {len(self.classes):,} images is seen by: {said}; with their pixels shuffled, {chance:.0%} at most."
 
     def draw(self, figure: "Figure") -> None:
-        """Draw the share called the wanted class for each target, beside random images."""
+        """Draw the share called the wanted class for each target, beside the same pixels shuffled."""
         axes, rows = figure.subplots(), self.rows()
         at = list(range(len(rows)))
         shares = [row["called the class"] for row in rows]
@@ -79,10 +78,10 @@ class CarriedOver(Explanation):
         axes.bar(at, [r["mean confidence"] for r in rows], 0.27, color=COLOURS[5], label="mean confidence in it")
         axes.bar(
             [i + 0.27 for i in at],
-            [r["random images"] for r in rows],
+            [r["pixels shuffled"] for r in rows],
             0.27,
             color=COLOURS[1],
-            label="random images called it",
+            label="its pixels shuffled, called it",
         )
         axes.set_xticks(at, self.names)
         axes.set_ylabel("share of images, confidence")
@@ -95,8 +94,8 @@ class CarriedOver(Explanation):
 class Blurred(Explanation):
     """What a target says of images behind a Gaussian low-pass.
 
-    `sigmas` in pixels; `called` int64 [s, m] and `confidence` [s, m] in the wanted class for the images, `random`
-    [s] the share of as many blurred random images that are called what an image was made to be, `natural` [s] the
+    `sigmas` in pixels; `called` int64 [s, m] and `confidence` [s, m] in the wanted class. Controls: `shuffled` int64
+    [s, m], the answers to the blurred images whose pixels were put into another order first, and `natural` [s], the
     accuracy on blurred natural images (None without them).
     """
 
@@ -104,7 +103,7 @@ class Blurred(Explanation):
     classes: Tensor
     called: Tensor
     confidence: Tensor
-    random: Tensor
+    shuffled: Tensor
     natural: Tensor | None
 
     def rows(self) -> list[dict[str, Any]]:
@@ -116,22 +115,22 @@ class Blurred(Explanation):
                 "called the class": float((called == self.classes).double().mean()),
                 "median confidence": float(sure.double().median()),
                 "mean confidence": float(sure.double().mean()),
-                "random images": float(self.random[i]),
+                "pixels shuffled": float((self.shuffled[i] == self.classes).double().mean()),
                 "natural images": None if self.natural is None else float(self.natural[i]),
             }
             for i, (sigma, called, sure) in enumerate(zip(self.sigmas, self.called, self.confidence, strict=True))
         ]
 
     def sentence(self) -> str:
-        """Return what the strongest blur leaves, beside natural and random images."""
+        """Return what the strongest blur leaves, beside natural images and shuffled ones."""
         rows = self.rows()
         first, last = rows[0], rows[-1]
         natural = "" if self.natural is None else f", of natural images {last['natural images']:.0%} right"
         return (
             f"Called the wanted class: {first['called the class']:.0%} of {first['n']:,} images at sigma "
             f"{first['sigma']:g} (confidence {first['mean confidence']:.0%}), {last['called the class']:.0%} at sigma "
-            f"{last['sigma']:g} pixels (confidence {last['mean confidence']:.0%}); there random images "
-            f"{last['random images']:.0%}{natural}."
+            f"{last['sigma']:g} pixels (confidence {last['mean confidence']:.0%}); there with shuffled "
+            f"pixels {last['pixels shuffled']:.0%}{natural}."
         )
 
     def draw(self, figure: "Figure") -> None:
@@ -141,7 +140,7 @@ class Blurred(Explanation):
             ("called the class", "called the wanted class", "-"),
             ("mean confidence", "mean confidence in it", "--"),
         ]
-        columns += [("random images", "random images, called the same", "-")]
+        columns += [("pixels shuffled", "their pixels shuffled, called the same", "-")]
         columns += [] if self.natural is None else [("natural images", "natural images, called right", "-")]
         for (key, label, line), colour in zip(columns, (0, 0, 1, 2), strict=False):
             axes.plot(
@@ -216,11 +215,11 @@ class Ablated(Explanation):
         top = max(1e-9, *(float(values.max()) for values in lost))
         for axes, kind, cost in zip(maps, kinds, lost, strict=True):
             picture = axes.imshow(cost.cpu().numpy(), cmap="Blues", vmin=0, vmax=top)
-            axes.set_title(f"{kind}: lost without a patch")
+            axes.set_title(kind)
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_visible(False)
-        figure.colorbar(picture, ax=maps, shrink=0.7, location="bottom", label="mean confidence lost")
+        figure.colorbar(picture, ax=maps, shrink=0.7, location="bottom", label="mean confidence lost without the patch")
         rows, step = self.rows(), 0.8 / len(kinds)
         names = list(dict.fromkeys(row["removed"] for row in rows))
         for place, kind in enumerate(kinds):
@@ -234,7 +233,7 @@ class Ablated(Explanation):
 
 
 def carried_over(
-    images: Tensor, classes: Tensor, targets: Mapping[str, Asked], *, n_random: int = 1000, seed: int = 0
+    images: Tensor, classes: Tensor, targets: Mapping[str, Asked], *, draws: int = 8, seed: int = 0
 ) -> CarriedOver:
     """Return what each target says of fooling images that were made for another one, or for itself.
 
@@ -242,25 +241,27 @@ def carried_over(
         images: [m, ...] within every target's bounds.
         classes: int64 [m], what they were made to be.
         targets: by name; all must know those classes.
-        n_random: random images, uniform between each target's bounds, for the control.
-        seed: of the random images.
+        draws: other orders of every image's pixels, for the control.
+        seed: of those orders.
 
     Raises:
         InputError: no targets, images and classes that do not fit.
     """
     if not targets:
         raise InputError("targets is empty: give at least one target by its name.")
-    if n_random < 1:
-        raise InputError(f"n_random must be at least 1, not {n_random}.")
+    if draws < 1:
+        raise InputError(f"draws must be at least 1, not {draws}.")
     wanted = _wanted(images, classes)
-    called, sure, blind = [], [], []
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.cat([_reordered(images, generator) for _ in range(draws)])
+    called, sure, control = [], [], []
     for target in targets.values():
         asker = Asker(target)
         got = _known(asker.confidences(images), wanted)
         called.append(got.argmax(1))
         sure.append(got.gather(1, wanted[:, None])[:, 0])
-        blind.append(asker.labels(_uniform(asker.target, (n_random, *images.shape[1:]), seed).to(images.device)))
-    return CarriedOver(tuple(targets), wanted, torch.stack(called), torch.stack(sure), torch.stack(blind))
+        control.append(asker.labels(mixed).unflatten(0, (draws, -1)))
+    return CarriedOver(tuple(targets), wanted, torch.stack(called), torch.stack(sure), torch.stack(control))
 
 
 def blurred(
@@ -270,13 +271,12 @@ def blurred(
     sigmas: Sequence[float] = (0, 0.5, 1, 1.5, 2, 3),
     *,
     natural: tuple[Tensor, Tensor] | None = None,
-    n_random: int = 1000,
     seed: int = 0,
 ) -> Blurred:
     """Return what a target says of fooling images behind a Gaussian low-pass, as eyes half shut would see them.
 
     What a network calls the class after the blur need not look like it to people: a hardened target is the nearer
-    judge of what is seen, natural images say how much blur it takes, random images what blurring makes of anything.
+    judge of what is seen. Natural images say how much blur it takes, shuffled ones what the grey values alone do.
 
     Args:
         target: who judges; not necessarily the target that the images were made for.
@@ -284,8 +284,7 @@ def blurred(
         classes: int64 [m], what they were made to be.
         sigmas: standard deviations of the blur in pixels; 0 is the image itself.
         natural: images [j, c, h, w] and labels int64 [j] for the control.
-        n_random: random images for the control.
-        seed: of the random images.
+        seed: of the order of shuffled pixels.
 
     Raises:
         InputError: images that are none, a negative sigma, classes that do not fit.
@@ -293,16 +292,14 @@ def blurred(
     wanted = _wanted(images, classes)
     if not sigmas or min(sigmas) < 0 or not all(map(math.isfinite, sigmas)):
         raise InputError(f"sigmas must be numbers of pixels, 0 or more, not {tuple(sigmas)}.")
-    if n_random < 1:
-        raise InputError(f"n_random must be at least 1, not {n_random}.")
     asker = Asker(target)
-    noise = _uniform(asker.target, (n_random, *images.shape[1:]), seed).to(images.device)
-    called, sure, blind, right = [], [], [], []
+    mixed = _reordered(images, torch.Generator().manual_seed(seed))
+    called, sure, control, right = [], [], [], []
     for sigma in sigmas:
-        got = _known(asker.confidences(low_pass(images, sigma)), wanted)
+        got = _known(asker.confidences(low_pass(_image(images), sigma)), wanted)
         called.append(got.argmax(1))
         sure.append(got.gather(1, wanted[:, None])[:, 0])
-        blind.append((asker.labels(low_pass(noise, sigma))[:, None] == wanted).double().mean())
+        control.append(asker.labels(low_pass(mixed, sigma)))
         if natural is not None:
             x, y = natural
             right.append((asker.labels(low_pass(x, sigma)) == _wanted(x, y)).double().mean())
@@ -311,7 +308,7 @@ def blurred(
         wanted,
         torch.stack(called),
         torch.stack(sure),
-        torch.stack(blind),
+        torch.stack(control),
         torch.stack(right) if right else None,
     )
 
@@ -397,6 +394,12 @@ def _patches(x: Tensor, grid: int) -> Tensor:
     return rows[:, None] * grid + columns
 
 
+def _reordered(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return x [n, ...] with the values of every row in another order."""
+    order = torch.rand(len(x), x[0].numel(), generator=generator).argsort(1).to(x.device)
+    return x.flatten(1).gather(1, order).view_as(x)
+
+
 def _mixed(x: Tensor, inside: Tensor, generator: torch.Generator) -> Tensor:
     """Return x with the pixels where `inside` bool [h, w] in another order, one order for each image."""
     place = inside.flatten().nonzero()[:, 0]
@@ -428,8 +431,3 @@ def _known(sure: Tensor, wanted: Tensor) -> Tensor:
     if int(wanted.max()) >= sure.shape[1]:
         raise InputError(f"Class {int(wanted.max())} was asked for, but the target knows {sure.shape[1]} classes.")
     return sure
-
-
-def _uniform(target: Target, size: Sequence[int], seed: int) -> Tensor:
-    low, high = target.bounds
-    return low + (high - low) * torch.rand(tuple(size), generator=torch.Generator().manual_seed(seed))

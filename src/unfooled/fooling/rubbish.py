@@ -196,8 +196,9 @@ class Aimed(Explanation):
         )
         axes.set_xticks(list(at), self.classes, rotation=45 if max(map(len, self.classes)) > 3 else 0)
         axes.set_ylabel(f"share above {self.threshold:g}")
-        axes.set_ylim(0, 1.02)
-        axes.legend(loc="lower right")
+        axes.set_ylim(0, 1.12)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
+        axes.legend(loc="upper right", ncols=2)
 
 
 def rubbish(
