@@ -209,7 +209,7 @@ class Evolution(Explanation):
         sure = int(self.sure[-1])
         lowest, median, _ = (share(float(v)) for v in self.curve[-1])
         text = f"After {self.generations} generations of {self.population} images ({self.encoding} encoding) "
-        text += f"{self.target} is {share(math.log(SURE / (1 - SURE)))} sure or more of {sure} of {len(self.classes)} "
+        text += f"{self.target} is at least {SURE:.2%} sure of {sure} of {len(self.classes)} "
         text += f"{'class' if len(self.classes) == 1 else 'classes'}, median {median}, lowest {lowest}; "
         return (
             text
@@ -356,6 +356,8 @@ class _Search:
         if self.done < 0:
             self._open(scores)
         odds, rows = log_odds(scores)[:, self.classes].max(0)  # [k]
+        if not bool((torch.maximum(odds, self.elites) > -math.inf).any()):
+            raise InputError(f"{self.target.name} answers random images with no finite score, so none can be best.")
         better = (odds > self.elites).nonzero()[:, 0]
         offered, worth = children[rows[better]].cpu().numpy(), odds[better]
         with _held_back():
@@ -364,8 +366,6 @@ class _Search:
             self.luck = self.generator.get_state()
             self.forward += self.asker.forward - asked
             self.seconds += time.monotonic() - begun
-            if not bool((self.elites > -math.inf).any()):
-                raise InputError(f"{self.target.name} answers random images with no finite score, so none can be best.")
             self.curve.append(_low_mid_high(self.elites.cpu()))
             self.sure.append(int((self.elites >= _SURE_ODDS).sum()))
 
@@ -378,10 +378,12 @@ class _Search:
                 raise InputError(f"There is no class {k}; {self.target.name} has the classes 0 to {count - 1}.")
         if not classes or len(set(classes)) < len(classes):
             raise InputError(f"classes must be different numbers, at least one, not {classes}.")
-        self._niches(classes, count, self.code.first(1, torch.Generator(self.target.device)).shape[1])
+        self._niches(classes, count)
         self.control = confidences(scores).amax(1).double().cpu()
 
-    def _niches(self, classes: list[int], count: int, width: int) -> None:
+    def _niches(self, classes: list[int], count: int) -> int:
+        """Make the niches of classes out of `count` and return the length of a genome."""
+        width = self.code.first(1, torch.Generator(self.target.device)).shape[1]
         self.classes, self.count = classes, count
         self.archive = self.categories(
             solution_dim=width,
@@ -392,6 +394,7 @@ class _Search:
             extra_fields={"generation": ((), np.int64)},
         )
         self.elites = torch.full((len(classes),), -math.inf, dtype=torch.float64, device=self.target.device)
+        return width
 
     def _offer(self, niches: Tensor, genomes: np.ndarray, worth: Tensor, generation: np.ndarray) -> None:
         # at most one a niche: `add` would compile a kernel for clashes within a batch, three seconds a process
@@ -489,10 +492,21 @@ class _Search:
                 )
         if self.wanted is not None and self.wanted != about["classes"]:
             raise InputError(f"The archive {path} has other classes: {about['classes']}, not {self.wanted}.")
-        self._niches(about["classes"], about["count"], tensors["genome"].shape[1])
-        niches = tensors["niche"].to(self.target.device)
-        worth = tensors["log_odds"].to(self.target.device)
-        self._offer(niches, tensors["genome"].numpy(), worth, tensors["generation"].numpy())
+        width = self._niches(about["classes"], about["count"])
+        niches, genomes, worth = (tensors[name] for name in ("niche", "genome", "log_odds"))
+        if not (
+            genomes.shape == (len(niches), width)
+            and worth.shape == tensors["generation"].shape == niches.shape
+            and len(niches)
+            and 0 <= int(niches.min()) <= int(niches.max()) < len(self.classes)
+            and tensors["curve"].shape == (about["done"] + 1, 3)
+            and tensors["sure"].shape == (about["done"] + 1,)
+            and tensors["luck"].shape == self.luck.shape
+        ):
+            raise InputError(f"The archive {path} is damaged; begin anew with another file.")
+        self._offer(
+            niches.to(self.target.device), genomes.numpy(), worth.to(self.target.device), tensors["generation"].numpy()
+        )
         self.curve, self.sure = tensors["curve"].tolist(), tensors["sure"].tolist()
         self.control, self.luck = tensors["control"], tensors["luck"]
         self.done, self.forward, self.seconds = about["done"], about["forward"], about["seconds"]

@@ -167,7 +167,7 @@ def share(log_odds: float) -> str:
     missing = 1 / (1 + math.exp(min(log_odds, 700.0)))  # 1 - p
     if missing < 1e-6:
         return ">99.9999%"
-    digits = 1 if missing >= 0.1 else max(1, math.ceil(-math.log10(missing) - 2 + 1e-9))
+    digits = 1 if missing >= 0.1 else max(1, math.ceil(-math.log10(missing) - 2 - 1e-9))
     return f"{math.floor((1 - missing) * 10 ** (digits + 2) + 1e-6) / 10**digits:.{digits}f}%"
 
 

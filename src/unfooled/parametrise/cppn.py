@@ -135,7 +135,7 @@ def pictures(genomes: Genomes, height: int, width: int, *, colour: str = "hsv") 
     rows = torch.arange(len(genomes), device=genomes.weight.device)
     size = max(1, _AT_ONCE // (nodes * height * width))
     parts = [_drawn(ordered.take(some), inputs, nodes - INPUTS) for some in rows.split(size)]
-    made = (torch.cat(parts).reshape(len(genomes), -1, height, width) + 1) / 2
+    made = (torch.cat(parts).unflatten(2, (height, width)) + 1) / 2
     return _rgb(made) if made.shape[1] == 3 and colour == "hsv" else made
 
 
