@@ -111,6 +111,7 @@ RECIPES: dict[str, Recipe] = {
     "maxout": Recipe(maxout, 8, 1e-3),
     "maxout-sigmoid": Recipe(maxout, 8, 1e-3, independent, "sigmoid"),
     "softmax": Recipe(lambda: fully_connected(784, 10), 8, 2e-3),
+    "softmax-short": Recipe(lambda: fully_connected(784, 10), 1, 1e-3),
     "rbf": Recipe(bells, 8, 1e-2, independent, "sigmoid"),
     "fc100-sigmoid": Recipe(lambda: fully_connected(784, 100, 100, 10, unit=nn.Sigmoid), 8, 3e-3),
     "fc100-relu": Recipe(lambda: fully_connected(784, 100, 100, 10), 8, 2e-3),

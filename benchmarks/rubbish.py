@@ -70,6 +70,7 @@ NOISE: dict[str, tuple[str, float | None, str]] = {
     "maxout": ("maxout 240 x 2, softmax", 0.9835, "92.8%"),
     "maxout-sigmoid": ("the same with independent sigmoids", 0.68, "87.9%"),
     "softmax": ("softmax regression", 0.598, "70.8%"),
+    "softmax-short": ("softmax regression after one epoch", 0.598, "70.8%"),
     "rbf": ("shallow RBF network", 0.0, "none"),
     "mnist-cnn": ("mnist-cnn", None, ""),
     "mnist-cnn-robust": ("mnist-cnn-robust", None, ""),
@@ -216,14 +217,8 @@ def blurred() -> None:
             judge: fooling.blurred(network(judge), images, classes, SIGMAS, natural=natural)
             for judge in ("mnist-cnn", "mnist-cnn-robust", "maxout")
         }
-        rows = {judge: {row["sigma"]: row for row in one.rows()} for judge, one in got.items()}
-        note = "; ".join(
-            f"judged by {judge}: "
-            + ", ".join(f"{100 * rows[judge][s]['called the class']:.0f}% at {s:g}" for s in SIGMAS)
-            + f" (at 2, shuffled {rows[judge][2]['pixels shuffled']:.0%}, natural {rows[judge][2]['natural images']:.0%})"
-            for judge in got
-        )
-        ours = rows["mnist-cnn-robust"][2]["called the class"]
+        note = "; ".join(f"judged by {judge}: {_by_sigma(one)}" for judge, one in got.items())
+        ours = got["mnist-cnn-robust"].rows()[SIGMAS.index(2)]["called the class"]
         entry = {
             "what": f"{encoding} images made for mnist-cnn, blurred by 2 pixels: the class is seen by mnist-cnn-robust"
         }
@@ -233,6 +228,14 @@ def blurred() -> None:
         for judge, one in got.items():
             picture(f"blurred-{encoding}-{judge}", one)
         _gallery(encoding, images, classes)
+
+
+def _by_sigma(got: fooling.Blurred) -> str:
+    """Return the shares called the wanted class, and what controls say at two pixels."""
+    rows = got.rows()
+    shares = ", ".join(f"{row['called the class']:.0%} at {row['sigma']:g}" for row in rows)
+    two = rows[SIGMAS.index(2)]
+    return f"{shares} (at 2: pixels shuffled {two['pixels shuffled']:.0%}, natural images {two['natural images']:.0%})"
 
 
 def ablated() -> None:

@@ -57,7 +57,8 @@ class CarriedOver(Explanation):
         said = ", ".join(
             f"{row['target']} {row['called the class']:.0%} (confidence {row['mean confidence']:.0%})" for row in rows
         )
-        return f"The class of {len(self.classes):,} images is seen by: {said}; with their pixels shuffled, {chance:.0%} at most."
+        n = len(self.classes)
+        return f"The class of {n:,} images is seen by: {said}; with their pixels shuffled, {chance:.0%} at most."
 
     def draw(self, figure: "Figure") -> None:
         """Draw the share called the wanted class for each target, beside the same pixels shuffled."""
