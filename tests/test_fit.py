@@ -1,6 +1,7 @@
 """The training loop: it learns, it repeats itself bit by bit, and it leaves the caller's world alone."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unfooled.core import fit as fit_module
-from unfooled.core.fit import Epoch, adversarial, fit, standard
+from unfooled.core.fit import Epoch, Recipe, Training, adversarial, fit, standard
 from unfooled.errors import InputError, UnfooledError
 
 
@@ -196,3 +197,85 @@ def test_a_loss_that_diverges_stops_the_training():
 
     with pytest.raises(UnfooledError, match="lower lr"):
         fit(network(), x, y, bad, epochs=3, batch_size=100, lr=0.01)
+
+
+# ---- in parts
+
+
+RECIPES = {
+    "adamw": {"lr": 0.01, "ema": 0.9},
+    "sgd": {"lr": 0.05, "optimizer": "sgd", "schedule": "cosine", "weight_decay": 1e-3},
+    "replayed": {"lr": 0.01, "replays": 3},
+}
+
+
+@pytest.mark.parametrize("name", sorted(RECIPES))
+def test_a_training_that_is_stopped_and_restored_ends_with_the_same_bits(name):
+    x, y = blobs()
+    recipe = Recipe(epochs=4, batch_size=48, seed=5, **RECIPES[name])
+
+    def jitter(v: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return v + 0.01 * torch.randn(v.shape, generator=generator)
+
+    whole = Training(network(), x, y, recipe=recipe, augment=jitter)
+    for _ in range(4):
+        whole.run_epoch()
+    first = Training(network(), x, y, recipe=recipe, augment=jitter)
+    for _ in range(2):
+        first.run_epoch()
+    tensors, plain = first.state()
+    plain = json.loads(json.dumps(plain))
+    del first
+    torch.manual_seed(99)
+    second = Training(network(seed=7), x, y, recipe=recipe, augment=jitter)
+    second.restore(tensors, plain)
+    assert second.epoch == 2
+    for _ in range(2):
+        second.run_epoch()
+    assert bits(second.evaluated) == bits(whole.evaluated) and bits(second.module) == bits(whole.module)
+    assert [e.loss for e in second.history] == [e.loss for e in whole.history]
+
+
+def test_a_state_of_another_module_is_refused():
+    x, y = blobs()
+    tensors, plain = Training(network(), x, y).state()
+    with pytest.raises(InputError, match="another module"):
+        Training(nn.Linear(4, 2), x, y).restore(tensors, plain)
+
+
+def test_replays_visit_a_batch_several_times_in_a_row():
+    x, y = blobs(40)
+    seen: list[list[int]] = []
+
+    def objective(module, xb, yb, ids, step):
+        seen.append(ids.tolist())
+        return standard(module, xb, yb, ids, step)
+
+    fit(network(), x, y, objective, epochs=1, batch_size=16, replays=2)
+    assert len(seen) == 6 and seen[0] == seen[1] != seen[2]
+
+
+def test_bfloat16_is_inside_the_module_alone_and_learns():
+    x, y = blobs()
+    module, inside = network(), []
+    module[0].register_forward_hook(lambda *parts: inside.append(parts[2].dtype))
+
+    def objective(asked, xb, yb, ids, step):
+        scores = asked(xb)
+        assert scores.dtype == torch.float32
+        return F.cross_entropy(scores, yb)
+
+    fit(module, x, y, objective, epochs=4, batch_size=32, lr=0.02, precision="bf16")
+    assert set(inside) == {torch.bfloat16} and module[0].weight.dtype == torch.float32
+    assert (module.eval()(x).argmax(1) == y).float().mean() > 0.95
+
+
+def test_settings_that_make_no_sense_are_named():
+    x, y = blobs(10)
+    for bad, said in (
+        ({"replays": 0}, "replays"),
+        ({"optimizer": "adam"}, "optimizer"),
+        ({"precision": "fp8"}, "bf16"),
+    ):
+        with pytest.raises(InputError, match=said):
+            fit(network(), x, y, **bad)

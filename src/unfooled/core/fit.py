@@ -5,8 +5,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -53,90 +53,272 @@ def adversarial(perturb: Perturb) -> Objective:
     return objective
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How a module is trained, whatever the objective.
+
+    Args:
+        epochs: visits of all rows.
+        batch_size: rows a step.
+        lr, weight_decay: of AdamW (Loshchilov and Hutter 2019), or of SGD with Nesterov momentum 0.9.
+        seed: of the order of rows, of augmentation, and of what the module itself draws.
+        schedule: of the learning rate, over all steps.
+        ema: share of the averaged weights kept per step, 0 for no average (lowered during the first steps).
+        optimizer: which of the two.
+        precision: "bf16" lets the module compute in bfloat16 (autocast); inputs, losses and gradients stay float32.
+        channels_last: memory format of weights and images [b, c, h, w].
+        compiled: train through torch.compile.
+        replays: steps made in a row on one batch (free adversarial training's m); epochs visit the rows that often.
+
+    Raises InputError for settings that cannot be trained with.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 1e-3
+    seed: int = 0
+    weight_decay: float = 0.0
+    schedule: Schedule = "onecycle"
+    ema: float = 0.0
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
+    compiled: bool = False
+    replays: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot be trained with."""
+        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0 or self.replays < 1:
+            raise InputError(
+                f"epochs, batch_size, replays and lr must be positive, not epochs={self.epochs}, "
+                f"batch_size={self.batch_size}, replays={self.replays}, lr={self.lr}."
+            )
+        if not 0 <= self.ema < 1:
+            raise InputError(
+                f"ema={self.ema} is outside [0, 1): 0 switches averaging off, 0.999 averages about 1,000 steps."
+            )
+        for name, known in (
+            ("schedule", ("onecycle", "cosine", "constant")),
+            ("optimizer", ("adamw", "sgd")),
+            ("precision", ("float32", "bf16")),
+        ):
+            if getattr(self, name) not in known:
+                *most, last = map(repr, known)
+                raise InputError(f"Unknown {name} {getattr(self, name)!r}: use {', '.join(most)} or {last}.")
+
+
+class Training:
+    """A module in training, an epoch at a time; between epochs its whole state can be taken out and put back.
+
+    Args:
+        module: trained in place, only the parameters that require a gradient.
+        x, y: rows [n, ...] and labels int64 [n], on any device.
+        objective, recipe: what is minimised, and how.
+        augment: applied to every batch.
+        device: where to move the module; None trains where its weights are.
+
+    `epoch` epochs and `step` steps are done, `history` has one line an epoch. `evaluated` is the module to look at: the
+    average of the weights where one is kept. The same arguments, module state and thread count give the same bits on
+    the CPU, interrupted and resumed or not; on CUDA that is not promised.
+
+    Raises:
+        InputError: data that cannot be trained on.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        objective: Objective = standard,
+        recipe: Recipe | None = None,
+        *,
+        augment: Augment | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.recipe = recipe = recipe or Recipe()
+        if len(x) == 0 or len(x) != len(y):
+            raise InputError(f"Training needs as many labels as images and at least one, not {len(x)} and {len(y)}.")
+        trained = [p for p in module.parameters() if p.requires_grad]
+        if not trained:
+            raise InputError("No parameter of the module requires a gradient: call module.requires_grad_() before fit.")
+        if device is not None:
+            module.to(device)
+        if recipe.channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.module, self.x, self.y, self.objective, self.augment = module, x, y, objective, augment
+        self.device = trained[0].device
+        self._trained = trained
+        asked: nn.Module = module if recipe.precision == "float32" else _InBf16(module, self.device)
+        self._asked: nn.Module = torch.compile(asked) if recipe.compiled else asked  # type: ignore[assignment]
+        steps = recipe.epochs * recipe.replays * math.ceil(len(x) / recipe.batch_size)
+        self._optimizer = _optimizer(recipe, trained)
+        self._rate = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _rate(recipe.schedule, steps))
+        self._average = copy.deepcopy(module) if recipe.ema else None
+        self._order = torch.Generator().manual_seed(recipe.seed)
+        with _world_kept(module, self.device):
+            torch.manual_seed(recipe.seed)
+            self._luck = _luck(self.device)
+        self.step, self.history = 0, list[Epoch]()
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.history)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The module whose weights are the result so far: the average where one is kept."""
+        return self.module if self._average is None else self._average
+
+    def run_epoch(self) -> Epoch:
+        """Visit all rows once in a new order, the last batch being smaller; return the epoch's line of the history.
+
+        The caller's random state, grad mode and the module's training flags are as before when this returns or raises.
+        Raises UnfooledError when the loss is no longer finite.
+        """
+        r, began = self.recipe, time.perf_counter()
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        with _world_kept(self.module, self.device):
+            _set_luck(self._luck, self.device)
+            self.module.train()
+            for ids in torch.split(torch.randperm(len(self.x), generator=self._order), r.batch_size):
+                x, y = self._batch(ids)
+                for _ in range(r.replays):
+                    total += self._update(x, y, ids) * len(ids)
+            self._luck = _luck(self.device)
+        mean = float(total) / len(self.x) / r.replays
+        if not math.isfinite(mean):
+            raise UnfooledError(f"The loss became {mean} in epoch {self.epoch + 1}: train with a lower lr than {r.lr}.")
+        done = Epoch(self.epoch + 1, mean, float(self._rate.get_last_lr()[0]), time.perf_counter() - began)
+        self.history.append(done)
+        return done
+
+    def finish(self) -> None:
+        """Leave the result in the module, and no gradients."""
+        if self._average is not None:
+            self.module.load_state_dict(self._average.state_dict())
+        for p in self._trained:
+            p.grad = None
+
+    def _batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = self.x[ids.to(self.x.device)], self.y[ids.to(self.y.device)].to(self.device)
+        x = (self.augment(x, self._order) if self.augment else x).to(self.device)
+        return (x.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else x), y
+
+    def _update(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
+        """Make one step; return the loss without a host sync."""
+        loss = self.objective(self._asked, x, y, ids, self.step)
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        self._rate.step()
+        self.step += 1
+        if self._average is not None:
+            _blend(self._average, self.module, min(self.recipe.ema, (1 + self.step) / (10 + self.step)))
+        return loss.detach()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that decides what comes next: tensors (copies, on the CPU) and plain numbers."""
+        tensors = {f"module.{k}": v for k, v in self.module.state_dict().items()}
+        if self._average is not None:
+            tensors |= {f"average.{k}": v for k, v in self._average.state_dict().items()}
+        for at, parameter in enumerate(self._trained):
+            for name, value in self._optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer.{at}.{name}"] = value
+        tensors |= {f"luck.{i}": v for i, v in enumerate(self._luck)} | {"order": self._order.get_state()}
+        plain = {"step": self.step, "history": [asdict(e) for e in self.history]}
+        return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, plain
+
+    def restore(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """Put back what `state` returned; raises InputError when it belongs to another module or recipe."""
+        mine, _ = self.state()
+        kinds = ("module.", "average.")
+        if {k: v.shape for k, v in mine.items() if k.startswith(kinds)} != {
+            k: v.shape for k, v in tensors.items() if k.startswith(kinds)
+        }:
+            raise InputError("The saved state belongs to another module or to training with another average.")
+
+        def of(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        self.module.load_state_dict(of("module."))
+        if self._average is not None:
+            self._average.load_state_dict(of("average."))
+        for at, parameter in enumerate(self._trained):
+            self._optimizer.state[parameter] = {
+                name: v.clone() if v.dim() == 0 else v.to(self.device) for name, v in of(f"optimizer.{at}.").items()
+            }
+        self._luck = [tensors[f"luck.{i}"] for i in range(len(self._luck))]
+        self._order.set_state(tensors["order"])
+        self.step, self.history = int(plain["step"]), [Epoch(**e) for e in plain["history"]]
+        self._rate.last_epoch = self.step
+        for group, base, factor in zip(
+            self._optimizer.param_groups, self._rate.base_lrs, self._rate.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(self.step)
+        self._rate._last_lr = [group["lr"] for group in self._optimizer.param_groups]
+
+
 def fit(
     module: nn.Module,
     x: Tensor,
     y: Tensor,
     objective: Objective = standard,
     *,
-    epochs: int = 10,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    seed: int = 0,
-    weight_decay: float = 0.0,
-    schedule: Schedule = "onecycle",
-    ema: float = 0.0,
     augment: Augment | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     device: torch.device | str | None = None,
+    **recipe: Any,
 ) -> list[Epoch]:
-    """Train `module` in place with AdamW on x [n, ...] and y int64 [n]; return one `Epoch` per epoch.
+    """Train `module` in place on x [n, ...] and y int64 [n]; return one `Epoch` per epoch.
 
-    Only parameters that require a gradient are trained. Every epoch visits all rows once in a new order, the last
-    batch being smaller. `ema` > 0 averages the weights (`ema` is the share kept per step, lowered during the first
-    steps) and leaves the average in the module. `device` moves the module there; None trains where its weights are.
-
-    The same seed, data, module state and thread count give the same bits on the CPU; on CUDA that is not promised.
-    The caller's random state, grad mode and the module's training flags are as before when this returns or raises.
+    `recipe` are the settings of `Recipe`, the other arguments those of `Training`; `on_epoch` is called after every
+    epoch. The average of the weights, where one is kept, is left in the module.
 
     Raises:
         InputError: settings or data that cannot be trained on.
         UnfooledError: the loss stopped being finite.
     """
-    _check(x, y, epochs=epochs, batch_size=batch_size, lr=lr, schedule=schedule, ema=ema)
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise InputError("No parameter of the module requires a gradient: call module.requires_grad_() before fit.")
-    if device is not None:
-        module.to(device)
-    device = trained[0].device
-    per_epoch = math.ceil(len(x) / batch_size)
-    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=weight_decay)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, _rate(schedule, epochs * per_epoch))
-    average = copy.deepcopy(module) if ema else None
-    order = torch.Generator().manual_seed(seed)
-    history: list[Epoch] = []
-    step = 0
-    with _world_kept(module, seed, device):
-        module.train()
-        for epoch in range(1, epochs + 1):
-            began, total = time.perf_counter(), torch.zeros((), dtype=torch.float64, device=device)
-            for ids in torch.split(torch.randperm(len(x), generator=order), batch_size):
-                xb, yb = x[ids], y[ids].to(device)
-                xb = (augment(xb, order) if augment else xb).to(device)
-                loss = objective(module, xb, yb, ids, step)
-                optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
-                rate.step()
-                step += 1
-                total += loss.detach() * len(ids)
-                if average is not None:
-                    _blend(average, module, min(ema, (1 + step) / (10 + step)))
-            mean = float(total) / len(x)
-            if not math.isfinite(mean):
-                raise UnfooledError(f"The loss became {mean} in epoch {epoch}: train with a lower lr than {lr}.")
-            history.append(Epoch(epoch, mean, float(rate.get_last_lr()[0]), time.perf_counter() - began))
+    with torch.inference_mode(mode=False):
+        training = Training(module, x, y, objective, Recipe(**recipe), augment=augment, device=device)
+        for _ in range(training.recipe.epochs):
+            done = training.run_epoch()
             if on_epoch:
-                on_epoch(history[-1])
-        if average is not None:
-            module.load_state_dict(average.state_dict())
-        for p in trained:
-            p.grad = None
-    return history
+                on_epoch(done)
+        training.finish()
+    return training.history
 
 
-def _check(x: Tensor, y: Tensor, *, epochs: int, batch_size: int, lr: float, schedule: str, ema: float) -> None:
-    if len(x) == 0 or len(x) != len(y):
-        raise InputError(f"Training needs as many labels as images and at least one, not {len(x)} and {len(y)}.")
-    if epochs < 1 or batch_size < 1 or not lr > 0:
-        raise InputError(
-            f"epochs, batch_size and lr must be positive, not epochs={epochs}, batch_size={batch_size}, lr={lr}."
-        )
-    if not 0 <= ema < 1:
-        raise InputError(f"ema={ema} is outside [0, 1): 0 switches averaging off, 0.999 averages about 1,000 steps.")
-    if schedule not in ("onecycle", "cosine", "constant"):
-        raise InputError(f"Unknown schedule {schedule!r}: use 'onecycle', 'cosine' or 'constant'.")
+class _InBf16(nn.Module):
+    """A module that computes in bfloat16 and answers in float32."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.module, self._kind = module, device.type
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(self._kind, dtype=torch.bfloat16):
+            scores: Tensor = self.module(x)
+        return scores.float()
+
+
+def _optimizer(recipe: Recipe, trained: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(trained, lr=recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
+    return torch.optim.AdamW(trained, lr=recipe.lr, weight_decay=recipe.weight_decay)
+
+
+def _luck(device: torch.device) -> list[Tensor]:
+    """Return the global random states that a training step may draw from."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_luck(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def _rate(schedule: str, total: int, warm: float = 0.3) -> Callable[[int], float]:
@@ -166,10 +348,9 @@ def _blend(average: nn.Module, module: nn.Module, keep: float) -> None:
 
 
 @contextmanager
-def _world_kept(module: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+def _world_kept(module: nn.Module, device: torch.device) -> Iterator[None]:
     flags = [(m, m.training) for m in module.modules()]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode(mode=False):
-        torch.manual_seed(seed)
         try:
             with torch.enable_grad():
                 yield
