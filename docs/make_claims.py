@@ -1,0 +1,999 @@
+"""Write docs/claims.md, and the numbers of docs/why.md, from tests and results: `python docs/make_claims.py`.
+
+A row is a claim with what decides it. Where a measurement decides, a rule reads the committed results and the row
+prints the number; where a test decides, the test asserts the claim. tests/test_claims.py holds the pages to this.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import results, tables  # noqa: E402
+
+PAGE = ROOT / "docs" / "claims.md"
+WHY = ROOT / "docs" / "why.md"
+
+REPRODUCED, CONTRADICTED, MIXED = "reproduced", "contradicted", "mixed"
+OPEN, UNDECIDABLE = "open", "undecidable"
+RESULTS = (REPRODUCED, CONTRADICTED, MIXED, OPEN, UNDECIDABLE)
+
+Said = tuple[str, str]
+"""A result and the sentence that gives its reason."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of what decides a claim: `judge` gets one entry per key and returns a result with its sentence."""
+
+    judge: Callable[..., Said]
+    keys: tuple[str, ...] = ()
+    proofs: tuple[str, ...] = ()
+
+    def decide(self) -> Said:
+        """Return the result; open as long as an entry is missing."""
+        if missing := [key for key in self.keys if entry(key) is None]:
+            return OPEN, f"not measured yet: {', '.join(f'`{key}`' for key in missing)}"
+        return self.judge(*(entry(key) for key in self.keys))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One claim, in our words, and the parts that decide it together."""
+
+    name: str
+    claim: str
+    parts: tuple[Part, ...] = field(repr=False)
+
+    def decide(self) -> Said:
+        """Return the result of all parts: what is missing comes first, parts that differ make it mixed."""
+        said = [part.decide() for part in self.parts]
+        found = {result for result, _ in said}
+        result = next((r for r in (OPEN, UNDECIDABLE) if r in found), found.pop() if len(found) == 1 else MIXED)
+        return result, "; ".join(words for _, words in said if words)
+
+
+def entry(key: str) -> dict[str, Any] | None:
+    """Return the entry `table/case` of benchmarks/results, None where there is none."""
+    table, case = key.split("/", 1)
+    return results.read(table).get(case)
+
+
+# ---- kinds of parts
+
+
+def tested(*nodes: str, says: str = "") -> Part:
+    """Return a part that tests decide: they assert the claim."""
+    return Part(lambda: (REPRODUCED, says), proofs=nodes)
+
+
+def refuted(*nodes: str, says: str) -> Part:
+    """Return a part that tests decide: they assert the opposite of the claim."""
+    return Part(lambda: (CONTRADICTED, says), proofs=nodes)
+
+
+def measured(*keys: str, by: Callable[..., Said]) -> Part:
+    """Return a part that entries of the results decide."""
+    return Part(by, keys=keys)
+
+
+def undecidable(why: str, *proofs: str) -> Part:
+    """Return a part that no program of ours can decide."""
+    return Part(lambda: (UNDECIDABLE, why), proofs=proofs)
+
+
+def missing(what: str) -> Part:
+    """Return a part whose evidence does not exist yet."""
+    return Part(lambda: (OPEN, f"missing: {what}"))
+
+
+def verdict(holds: bool, words: str) -> Said:
+    """Return reproduced or contradicted with the sentence."""
+    return (REPRODUCED if holds else CONTRADICTED), words
+
+
+def share(value: float) -> str:
+    """Return a share as people read it: 41.3%."""
+    return f"{value:.1%}"
+
+
+def ours(found: dict[str, Any]) -> str:
+    """Return our value of an entry with its interval."""
+    return tables.valued(found, "ours")
+
+
+def beside(found: dict[str, Any]) -> str:
+    """Return our value and the published one."""
+    return f"{ours(found)}, published {tables.valued(found, 'published')}" if found.get("published") else ours(found)
+
+
+# ---- rules
+
+
+def small_change(standard: dict[str, Any]) -> Said:
+    n, clean, robust = standard["n"], standard["clean"], standard["unfooled"]["robust"]
+    words = (
+        f"{standard['title']} reads {share(clean / n)} of {n} {standard['data']} images right, and at most "
+        f"{share(robust / n)} after changes within {standard['threat']}"
+    )
+    return verdict(robust < clean / 2, words)
+
+
+def tiny_step(found: dict[str, Any]) -> Said:
+    sure, sure_before = found["confidence_on_errors"], found["confidence_before"]
+    words = (
+        f"{found['what']}: {ours(found)}, mean confidence in the wrong class {share(sure)}, before {share(sure_before)}"
+    )
+    return verdict(found["ours"] > 0.5 and sure > 0.9, words)
+
+
+def noise_control(found: dict[str, Any]) -> Said:
+    words = f"{found['what']}: {ours(found)}; random signs of the same size: {share(found['noise'])}"
+    return verdict(found["interval"][0] > found["noise"], words)
+
+
+def together(found: dict[str, Any]) -> Said:
+    words = f"{found['what']}: {ours(found)}; by one pixel alone moved as far, whichever: {share(found['alone'])}"
+    return verdict(found["interval"][0] > found["alone_interval"][1], words)
+
+
+def labels_near(found: dict[str, Any]) -> Said:
+    words = (
+        f"{found['what']}: {ours(found)}; median smallest change {found['median_by_labels']:.2f} by labels and "
+        f"{found['median_by_gradients']:.2f} by gradients, labels nearer on {found['nearer_by_labels']} of {found['n']}"
+    )
+    return verdict(found["interval"][0] > 0.5, words)
+
+
+def black_box(*found: dict[str, Any]) -> Said:
+    told = [
+        f"`{e['attack']}` ({e['access']} alone) fools {e['success'][-1]} of {e['n']} within {NORM[e['norm']]} "
+        f"{e['eps']} after {e['grid'][-1]:,} questions an image"
+        for e in found
+    ]
+    return verdict(all(e["success"][-1] > 0 for e in found), "; ".join(told))
+
+
+NORM = {"linf": "Linf", "l2": "L2", "l1": "L1", "l0": "L0"}
+
+
+def reversed_(rule: Callable[..., Said]) -> Callable[..., Said]:
+    """Return the rule for a claim that says the opposite."""
+    other = {REPRODUCED: CONTRADICTED, CONTRADICTED: REPRODUCED}
+
+    def judge(*found: dict[str, Any]) -> Said:
+        result, words = rule(*found)
+        return other.get(result, result), words
+
+    return judge
+
+
+MATRIX = "transfer/`composite_fgsm()` at Linf 0.2, last iterates"
+TRANSFER = (
+    MATRIX,
+    *(f"claims/noise {name} 0.2" for name in ("mnist-cnn", "mnist-cnn-robust", "mnist_256x2", "mnist_fastadv")),
+)
+
+
+def pairs(matrix: dict[str, Any], *noises: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, Any], bool]]:
+    """Yield the pairs of different networks with their noise control, and whether more carries over than noise does."""
+    names = list(dict.fromkeys(c["target"] for c in matrix["cells"]))[: len(noises)]
+    noise = dict(zip(names, noises, strict=True))
+    for cell in matrix["cells"]:
+        if cell["source"] in noise and cell["target"] in noise and cell["source"] != cell["target"]:
+            control = noise[cell["target"]]
+            yield cell, control, cell["interval"][0] > control["interval"][1]
+
+
+def carries_over(*found: dict[str, Any]) -> Said:
+    all_pairs = list(pairs(*found))
+    more = [cell for cell, _, above in all_pairs if above]
+    told = ", ".join(f"{share(c['rate'])} (`{c['source']}` to `{c['target']}`)" for c in more)
+    noise = ", ".join(
+        f"`{name}` {share(control['ours'])}"
+        for name, control in {cell["target"]: control for cell, control, _ in all_pairs}.items()
+    )
+    words = (
+        f"in {len(more)} of {len(all_pairs)} pairs of MNIST networks more carries over at Linf 0.2 than random signs do: "
+        f"{told or 'none'}; random signs: {noise}"
+    )
+    return verdict(bool(more), words)
+
+
+def same_class(*found: dict[str, Any]) -> Said:
+    cells = [cell for cell, _, above in pairs(*found) if above and cell["fooled"] >= 10]
+    often = [c for c in cells if c["same_interval"][0] > 1 / 9]
+    told = ", ".join(f"{share(c['same_rate'])} (`{c['source']}` to `{c['target']}`)" for c in cells)
+    words = f"the wrong class is the same in {told} of what carries over; by chance 11.1%"
+    return (REPRODUCED if len(often) == len(cells) else MIXED if often else CONTRADICTED), words
+
+
+def vote(whole: dict[str, Any], *single: dict[str, Any]) -> Said:
+    alone = ", ".join(share(e["hits"] / e["n"]) for e in single)
+    words = (
+        f"the vote of three MNIST networks at Linf 0.2: {share(whole['hits'] / whole['n'])} fooled through its own "
+        f"gradient, {alone} through one member's (`{whole['recipe']}`)"
+    )
+    return verdict(whole["interval"][0] < 0.5, words)
+
+
+def jointly(*found: dict[str, Any]) -> Said:
+    """Harder jointly than one at a time where the best single member leads further than any joint way."""
+    told, harder = [], []
+    half = len(found) // 2
+    for some in (found[:half], found[half:]):
+        single = [e for e in some if e["through"] in ("mnist-cnn", "mnist_256x2", "mnist_fastadv")]
+        joint = [e for e in some if e not in single]
+        best, most = (max(group, key=lambda e: e["hits"]) for group in (single, joint))
+        harder.append(best["interval"][0] > most["interval"][1])
+        alone, at_once = (", ".join(share(e["hits"] / e["n"]) for e in group) for group in (single, joint))
+        told.append(f"the vote falls on {alone} through one member, on {at_once} through all (`{best['recipe']}`)")
+    result = REPRODUCED if all(harder) else MIXED if any(harder) else CONTRADICTED
+    return result, "; ".join(told)
+
+
+def votes(recipe: str) -> tuple[str, ...]:
+    """Return the keys of the vote's rows: through its own gradient, then through each member."""
+    members = ("the vote itself, white-box", "mnist-cnn", "mnist_256x2", "mnist_fastadv")
+    return tuple(f"transfer/ensemble {recipe} {member}" for member in members)
+
+
+def jointly_keys(recipe: str) -> tuple[str, ...]:
+    """Return the keys of all ways to lead the vote astray."""
+    ways = ("mean_logits", "mean_probabilities", "mean_gradients")
+    return *votes(recipe), *(f"transfer/ensemble {recipe} all three, {way}" for way in ways)
+
+
+def blurred(*found: dict[str, Any]) -> Said:
+    told = [
+        f"{e['what']}: {ours(e)}; by examples made without the blur {share(e['without'])}; clean accuracy "
+        f"{share(e['clean_without'])} before, {share(e['clean'])} with it"
+        for e in found
+    ]
+    helps = any(e["interval"][1] < 0.5 for e in found)
+    return verdict(helps, "; ".join(told))
+
+
+def panda_turned(found: dict[str, Any]) -> Said:
+    words = (
+        f"{found['what']}: giant panda {share(found['before'])}, then {found['after']:.4%}, at most "
+        f"{found['grey_levels']:.0f} of 255 grey levels; random noise of that size fools it in "
+        f"{found['noise_fooled']} of {found['noise_draws']} draws"
+    )
+    return verdict(found["ours"] == 1 and found["noise_fooled"] == 0 and found["grey_levels"] <= 2.01, words)
+
+
+def panda_step(found: dict[str, Any]) -> Said:
+    words = f"{found['what']}: {found['after_class']} {share(found['after'])} (before {share(found['before'])})"
+    return verdict(found["ours"] == 1, words)
+
+
+def training(plain: dict[str, Any], robust: dict[str, Any]) -> Said:
+    words = (
+        f"{plain['data']} within {plain['threat']}: at most {share(plain['unfooled']['robust'] / plain['n'])} right "
+        f"plainly trained, {share(robust['unfooled']['robust'] / robust['n'])} trained adversarially"
+    )
+    return verdict(robust["unfooled"]["robust"] / robust["n"] > plain["unfooled"]["robust"] / plain["n"], words)
+
+
+def cleaner(*found: dict[str, Any]) -> Said:
+    """Adversarial training gains clean accuracy where an exact test on the images that differ says so."""
+    gains = [e["p_value"] < 0.05 and e["gained"] > e["lost"] for e in found]
+    told = [
+        f"{e['what']} {share(e['ours'])}, plainly {share(e['plain'])} ({e['gained']} images gained, {e['lost']} lost, "
+        f"p = {e['p_value']:.2g})"
+        for e in found
+    ]
+    result = REPRODUCED if all(gains) else MIXED if any(gains) else CONTRADICTED
+    return result, "; ".join(told)
+
+
+def universal(*found: dict[str, Any]) -> Said:
+    told = [
+        f"one change of Linf {e['eps']} fools `{e['target']}` on {share(e['hits'] / e['n'])} of {e['n']} images"
+        for e in found
+    ]
+    return verdict(all(e["interval"][0] > 0.5 for e in found), "; ".join(told))
+
+
+def smallest(found: dict[str, Any]) -> Said:
+    words = (
+        f"`{found['attack']}` finds a change for {found['success']} of {found['n']} images of {found['case']}, median "
+        f"{NORM[found['norm']]} {found['median']:.2f}"
+    )
+    return verdict(found["success"] == found["n"], words)
+
+
+# ---- rows
+
+EQUATIONS = "tests/claims/test_equations.py::"
+STRETCH = "the gradients or hardened networks of larger trainings"
+READING = "a work that the text points to, no statement of its own"
+QUIZ = "a quiz for people"
+OPINION = "an opinion; nothing measurable follows from it"
+
+SECTIONS: dict[str, list[Row]] = {}
+
+
+def section(title: str) -> Callable[..., None]:
+    """Start a section and return what adds a row to it."""
+    rows = SECTIONS.setdefault(title, [])
+
+    def row(name: str, claim: str, *parts: Part) -> None:
+        rows.append(Row(name, claim, parts))
+
+    return row
+
+
+row = section("Ironing out the squiggles: an essay")
+row(
+    "A001",
+    "Inputs that look ordinary to people are something else entirely to a model",
+    measured("standard/cifar_resnet20", by=small_change),
+)
+row(
+    "A002",
+    "Training by gradient descent on the weights fits a function to the data",
+    tested("tests/test_fit.py::test_it_learns_what_a_line_can_separate"),
+)
+row(
+    "A003",
+    "The same gradient, taken at the pixels, lowers or raises the loss, by its sign",
+    tested(EQUATIONS + "test_one_gradient_leads_away_from_a_class_or_towards_one"),
+)
+row(
+    "A004",
+    "A tiny step along it makes the classifier wrong and utterly sure",
+    measured("claims/step cifar_resnet20 1/255", by=tiny_step),
+    measured("claims/step mnist-cnn 0.25", by=tiny_step),
+)
+row(
+    "A005",
+    "The steepest way up is exactly opposite to the steepest way down",
+    tested(EQUATIONS + "test_steepest_up_is_exactly_opposite_to_steepest_down"),
+)
+row(
+    "A006",
+    "The sensitivity is to many pixels moving together, and grows with their number",
+    measured("claims/pixels digits-cnn", by=together),
+    tested(EQUATIONS + "test_the_gain_grows_with_the_dimension_and_that_of_noise_with_its_root"),
+)
+row(
+    "A007",
+    "Why it matters that a classifier fails on inputs made to fool it",
+    undecidable("a question of purpose; who may send what is part of every number here, as its threat", "README.md"),
+)
+row(
+    "A008",
+    "Is it a bird? Birds that are no birds to the network, and the reverse",
+    missing("the map of class `bird` on CIFAR-10"),
+)
+row(
+    "A009",
+    "The learned class is a squiggly set that holds obvious non-members and lacks obvious members",
+    missing("the map of a class, and slices through its regions"),
+)
+row(
+    "A010",
+    "'The loss grows in this direction' only begins an explanation",
+    missing("explanations tested against each other"),
+)
+row("A011", "First hypothesis: the quirks of one overfitted solution", missing("seeds and disjoint halves"))
+row(
+    "A012",
+    "A principled design would do better than what descent finds",
+    missing("the spheres, whose right answer is a formula"),
+)
+row(
+    "A013",
+    "As a program that passed its tests has bugs elsewhere: others would have other bugs",
+    missing("errors that independent networks share"),
+)
+row(
+    "A014",
+    "Adversarial examples carry over between models, often to the same wrong class",
+    measured(*TRANSFER, by=carries_over),
+    measured(*TRANSFER, by=same_class),
+)
+row(
+    "A015",
+    "Trained on adversarial examples alone, a network reads the original test images",
+    missing("the four data sets of Ilyas et al."),
+)
+row(
+    "A016",
+    "Concentric spheres: no error in many samples, and yet points near every sample are wrong",
+    missing("the spheres"),
+)
+row(
+    "A017",
+    "Train on the worst point that an inner maximisation finds",
+    tested(
+        "tests/test_fit.py::test_adversarial_training_is_trained_on_what_the_attack_returns",
+        "tests/test_harden.py::test_on_a_linear_model_it_is_the_closed_form",
+    ),
+    measured("standard/digits-cnn", "standard/digits-cnn-robust", by=training),
+)
+row("A018", "Robust classification needs larger models", missing("adversarial training at several sizes"))
+row(
+    "A019",
+    "Large L2 attacks on a robust MNIST network look like other digits",
+    missing("large changes of hardened beside plain networks"),
+)
+row(
+    "A020",
+    "Attacks on hardened networks change what people see; random changes of that size do not",
+    tested(
+        EQUATIONS + "test_the_largest_distance_between_two_pictures_of_224_pixels_is_388",
+        says="the arithmetic of distances holds",
+    ),
+    undecidable("the rest needs people who look for under a second"),
+)
+row(
+    "A021",
+    "Robust MNIST networks still fall to attacks by decisions alone",
+    measured("claims/decision mnist-cnn-robust", by=labels_near),
+)
+row(
+    "A022",
+    "Can more computing power, capacity and data iron out the squiggles?",
+    missing("a curve of robustness over size, data and training"),
+)
+
+row = section("An introduction to adversarial attacks")
+row("A023", "Networks are fooled while the picture looks normal", measured("standard/cifar_resnet20", by=small_change))
+row(
+    "A024",
+    "A panda is changed so that it is an ostrich",
+    tested("tests/test_panda.py::test_the_panda_is_turned_into_another_animal"),
+    measured("claims/panda ostrich", by=panda_turned),
+)
+row(
+    "A025",
+    "The world is exposed: cars, faces, traffic cameras",
+    tested(
+        "tests/test_spatial.py::test_a_street_sign_is_another_thing_from_every_side",
+        says="a photographed street sign fools from most of twenty simulated poses",
+    ),
+    missing("a printed sign and a real camera"),
+)
+row("A026", "A stop sign becomes a speed limit", missing("a classifier of traffic signs"))
+row("A027", "Changed characters or words flip a sentiment", missing("attacks on texts beyond the engine's own tests"))
+row("A028", "The fast gradient sign method", tested("tests/test_recipes.py::test_fgsm"))
+row("A029", "Plain gradient descent on the input", tested("tests/test_recipes.py::test_pixel_gradient"))
+row(
+    "A030",
+    "Examples carry over from a convolutional network to linear and other models",
+    measured(*TRANSFER, by=carries_over),
+    missing("linear models, neighbours and trees in the matrix"),
+)
+row(
+    "A031",
+    "Any model can be attacked: linear, deep, convolutional, recurrent",
+    tested(
+        "tests/test_regressor.py::test_a_linear_regressor_falls_at_the_exact_distance_and_not_before",
+        "tests/test_sklearn.py::test_gradient_attacks_reach_the_exact_distance_and_never_less",
+        "tests/test_sklearn.py::test_black_box_attacks_break_what_is_asked",
+        "tests/test_callables.py::test_recurrent_networks_fall_on_sequences_of_any_length",
+        says="linear regression, logistic regression, support vectors, forests, neighbours, recurrent networks",
+    ),
+    measured("standard/cifar_resnet20", by=small_change),
+)
+row("A032", "White-box attacks use gradients", tested("tests/test_contract.py::test_found_above_the_exact_distance"))
+row(
+    "A033",
+    "Black-box attacks use inputs and outputs alone",
+    measured("queries/mnist-cnn/square/linf/unfooled", "queries/mnist-cnn/ray/linf/unfooled", by=black_box),
+)
+row(
+    "A034",
+    "Models see otherwise than people do",
+    undecidable("what people see needs people; what can be measured is how small a change suffices (A001)"),
+)
+row(
+    "A035",
+    "Reactive defence: a second classifier rejects adversarial inputs",
+    missing("a detector, attacked with its knowledge"),
+)
+row("A036", "Reactive defence doubles the infrastructure", missing("the cost of a detector"))
+row(
+    "A037",
+    "Proactive defence: adversarial training",
+    measured("standard/digits-cnn", "standard/digits-cnn-robust", by=training),
+)
+row(
+    "A038",
+    "Adversarial training also raises the accuracy on clean images",
+    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner),
+)
+row(
+    "A039",
+    "Solved, it would open the way to design by optimising a model's input",
+    missing("a design task with a scorer that can be fooled"),
+)
+row("A040", "A few characters or words, and the sentiment flips", missing("a sentence before and after"))
+
+row = section("Why linear is enough: a discussion")
+row("A041", "Not nonlinearity or overfitting: linear behaviour is the cause", missing("linear against radial networks"))
+row(
+    "A042",
+    "Linear behaviour in many dimensions suffices",
+    tested(EQUATIONS + "test_the_gain_grows_with_the_dimension_and_that_of_noise_with_its_root"),
+)
+row("A043", "w·(x + η) = w·x + w·η", tested(EQUATIONS + "test_the_score_changes_by_the_product_of_weights_and_change"))
+row(
+    "A044",
+    "In the max norm η = ε sign(w) is best and adds ε‖w‖₁",
+    tested(EQUATIONS + "test_eps_times_the_l1_norm_is_the_most_that_a_change_can_add"),
+)
+row("A045", "η = ε sign(∇ₓJ)", tested("tests/test_recipes.py::test_fgsm"))
+row("A046", "Scores are piecewise linear in ε along the sign direction", missing("logits along the direction"))
+row(
+    "A047",
+    "Different architectures, trained on different subsets, fail on the same example",
+    missing("disjoint halves and several architectures"),
+)
+row("A048", "On ImageNet the changes cannot be told by eye", measured("claims/panda gibbon", by=panda_turned))
+row(
+    "A049",
+    "A Potemkin village: right on natural data, exposed where data are scarce",
+    missing("inputs that are nothing"),
+)
+row("A050", "Nonlinear in its parameters, nearly linear in its input", missing("both linearities, measured alike"))
+row("A051", "The graph of outputs against the perturbation", missing("logits along the direction"))
+row("A052", "A lecture on adversarial examples", undecidable(READING))
+row("A053", "An article on misconceptions about adversarial examples", undecidable(READING))
+row("A054", "Two tutorials", undecidable(READING))
+
+row = section("How can networks be fooled so easily? Questions and answers")
+row(
+    "A055",
+    "Evolved images, direct and indirect, of which the network is at least 99.6% sure",
+    missing("evolution on a network of 1,000 classes"),
+)
+row("A056", "Diverse evolved images, mean confidence 99.12%, five runs", missing("five runs of evolution"))
+row(
+    "A057", "Stripes make a school bus: no windscreen or wheels needed", missing("fooling images with parts taken away")
+)
+row("A058", "How can they be fooled so easily?", undecidable("a question; our answer", "docs/why.md"))
+row(
+    "A059",
+    "Whatever follows rules can be fooled, some more easily",
+    tested(
+        "tests/test_sklearn.py::test_black_box_attacks_break_what_is_asked",
+        "tests/test_sklearn.py::test_gradient_attacks_reach_the_exact_distance_and_never_less",
+        says="trees, forests, neighbours and linear models fall too; that all systems do cannot be shown by examples",
+    ),
+)
+row(
+    "A060",
+    "People are fooled too, but otherwise; networks read noise that people cannot",
+    undecidable("needs people before the same noisy images"),
+)
+row("A061", "AlexNet, as trained in Caffe", missing("its weights; MobileNetV2 and SqueezeNet stand in"))
+row("A062", "An evolution engine with published code", missing("our own evolution"))
+row("A063", "Fooling images by gradient ascent", missing("ascent from noise"))
+row("A064", "Random images get low confidence in all classes", missing("the histogram of random images"))
+row(
+    "A065",
+    "Recognisable images were wanted, unrecognisable ones came out",
+    missing("recognisable images beside fooling ones"),
+)
+row("A066", "Static that fools has small blobs near the centre", missing("where fooling static is read"))
+row("A067", "Fooling images carry features that tell the class apart", missing("fooling images with parts taken away"))
+row(
+    "A068",
+    "Why a bagel and not a sun? The choice is among the known classes alone",
+    tested(EQUATIONS + "test_a_classifier_answers_whatever_it_is_shown_unless_it_may_refuse"),
+)
+row(
+    "A069",
+    "People need not recognise anything; networks must",
+    tested(
+        EQUATIONS + "test_a_classifier_answers_whatever_it_is_shown_unless_it_may_refuse",
+        says="what networks must is in the last layer; about people nothing is measured",
+    ),
+)
+row("A070", "MNIST: static and patterns read as digits at 99.99%", missing("evolution on MNIST"))
+row(
+    "A071",
+    "A right image, imperceptibly changed, gets another class (L-BFGS)",
+    measured("shelf/mnist-cnn/lbfgs/l2/unfooled", by=smallest),
+)
+row("A072", "Networks use features, people the whole", missing("images in shuffled patches"))
+row(
+    "A073",
+    "Retrained with fooling images as a class of their own: ImageNet networks improve, MNIST networks do not",
+    missing("rounds of retraining"),
+)
+row(
+    "A074",
+    "Without architecture and weights a network cannot be fooled",
+    measured("queries/mnist-cnn/square/linf/unfooled", "queries/mnist-cnn/ray/linf/unfooled", by=reversed_(black_box)),
+)
+row("A075", "The same fooling image does not work on other networks", measured(*TRANSFER, by=reversed_(carries_over)))
+row(
+    "A076",
+    "Data fill a small part of 3,072 dimensions; outside the network extrapolates linearly",
+    missing("changes along and off the data"),
+)
+row(
+    "A077",
+    "The attacker need only go to the nearest badly extrapolated point",
+    tested(
+        "tests/test_milp.py::test_the_smallest_changes_are_as_near_as_stated_and_never_nearer",
+        says="attacks come to the nearest such point of small networks, known exactly",
+    ),
+)
+row(
+    "A078",
+    "Logistic regression by hand: p = 0.0474 becomes 0.88 by ±0.5",
+    tested("tests/test_logistic.py::test_the_step_turns_a_probability_of_0_0474_into_0_8808"),
+)
+row(
+    "A079",
+    "The vectors x, w and y of that example",
+    tested("tests/test_logistic.py::test_the_page_shows_what_the_example_prints", says="docs/logistic.md"),
+)
+row(
+    "A080",
+    "In general: want a class, go back to the data in small steps, network fixed",
+    tested(
+        "tests/test_engine.py::test_a_targeted_goal_counts_the_wanted_class_alone",
+        "tests/test_recipes.py::test_pixel_gradient",
+    ),
+)
+row(
+    "A081",
+    "It holds for any network and any data: image, audio, video, text",
+    tested(
+        "tests/test_text.py::test_texts_are_attacked_and_what_counts_is_checked",
+        "tests/test_callables.py::test_recurrent_networks_fall_on_sequences_of_any_length",
+        says="images, tables, sequences and, by a toy attack, texts",
+    ),
+    missing("audio and video"),
+)
+row("A082", "Defence: let several networks vote", measured(*votes("composite_fgsm"), by=vote))
+row(
+    "A083",
+    "Several networks at once are harder to attack than one at a time",
+    measured(*jointly_keys("composite_fgsm"), *jointly_keys("mi_fgsm"), by=jointly),
+)
+row("A084", "Defence: smooth the input", measured("claims/blur 0.5", "claims/blur 1.0", by=blurred))
+row("A085", "Put to use: deconvolution and pictures of neurons", missing("pictures of units"))
+row("A086", "An image that activates a given neuron", missing("activation maximisation"))
+row("A087", "Networks match patches against a dictionary of patches", missing("images in shuffled patches"))
+row("A088", "No view of the whole; images are scaled down", missing("images in shuffled patches, and at other sizes"))
+row("A089", "How confident are networks on fooling images?", missing("the confidences of fooling images"))
+row("A090", "How much of image space do such images fill?", missing("volumes by splitting"))
+row("A091", "Work on questions about pictures", undecidable(READING))
+row("A092", "It may be unavoidable, and nothing is known", missing("the bound that holds on spheres"))
+row("A093", "Which of these cats is the house cat?", undecidable(QUIZ))
+row("A094", "Work on attacks on visualisations, and on training", undecidable(READING))
+row("A095", "It is like aliasing, the wheel that turns backwards", missing("aliasing beside robustness"))
+row("A096", "Never trained to reject, a network has no notion of wrong", missing("inputs that are nothing"))
+row("A097", "'Are we there yet': a quiz with unknowns", undecidable(QUIZ))
+row(
+    "A098",
+    "Structured noise fools because what does not tell classes apart is ignored",
+    tested(
+        EQUATIONS + "test_what_a_linear_classifier_ignores_may_be_anything",
+        says="exactly so for a linear classifier: noise with a digit's part along nine directions is that digit",
+    ),
+)
+row("A099", "A jaguar detector matches spots and ignores legs", missing("texture against shape"))
+row(
+    "A100",
+    "High confidence comes of local linearity and many dimensions",
+    missing("logits along the direction, over dimensions"),
+)
+row("A101", "Work on generating from discriminative weights", undecidable(READING))
+row(
+    "A102",
+    "The network only says what an image is most like",
+    tested(EQUATIONS + "test_a_softmax_says_only_which_class_is_likelier_than_the_others"),
+)
+row("A103", "Blurred, MNIST fooling images show their digits", missing("blurred fooling images"))
+row("A104", "An output for 'nothing I know'", missing("rounds of retraining"))
+row("A105", "An elephant that is none: 'what is this, of the animals you know?'", undecidable(QUIZ))
+row("A106", "An irrelevant sentence misleads readers of questions", missing("a question-answering target"))
+row(
+    "A107",
+    "Networks see combinations of features in many dimensions",
+    measured("claims/pixels digits-cnn", by=together),
+)
+row(
+    "A108",
+    "One change for all images",
+    tested("tests/test_learned.py::test_on_a_linear_target_it_is_the_steepest_change_and_fools_what_that_fools"),
+    measured("transfer/universal() mnist-cnn 0.2", "transfer/universal() mnist_256x2 0.2", by=universal),
+)
+row(
+    "A109",
+    "The change learned on VGG-19 fools every other network on more than 53%",
+    missing("the weights of these six networks"),
+)
+row("A110", "Defence: fine-tune with many such changes", missing("fine-tuning with universal changes"))
+row(
+    "A111",
+    "Repeated, it gains nothing more: about 80% whatever the round",
+    missing("fine-tuning with universal changes"),
+)
+row("A112", "It shows shallow matching of patterns, hardly understanding", undecidable(OPINION))
+row("A113", "Asked how people are fooled so easily, one would not go deep", undecidable(OPINION))
+row("A114", "Security will be seen to once attacks cost companies money", undecidable("a forecast about companies"))
+
+row = section("Lecture slides")
+row("A115", "Gradient descent on the weights", tested("tests/test_fit.py::test_it_learns_what_a_line_can_separate"))
+row("A116", "x ← x ± η∇ₓJ, both signs", tested(EQUATIONS + "test_one_gradient_leads_away_from_a_class_or_towards_one"))
+row(
+    "A117",
+    "A panda goes down the gradient to a vulture",
+    tested("tests/test_panda.py::test_the_panda_is_turned_into_another_animal"),
+    measured("claims/panda vulture", by=panda_turned),
+)
+row(
+    "A118",
+    "Panda (58%) plus noise is gibbon (99%), one step of 0.007",
+    measured("claims/panda step", by=panda_step),
+    measured("claims/panda gibbon", by=panda_turned),
+)
+row(
+    "A119",
+    "A small worst-case change is enough where noise is not",
+    measured("claims/step cifar_resnet20 1/255", by=noise_control),
+    measured("claims/step mnist-cnn 0.25", by=noise_control),
+)
+row("A120", "Adversarial examples are worst-case doppelgängers", missing("nearest neighbours of other classes"))
+row(
+    "A121",
+    "A photograph of a person becomes a fiddler crab",
+    undecidable(
+        "we have no such photograph to show; the same command on another picture",
+        "tests/test_cli.py::test_attack_makes_a_file_that_fools",
+    ),
+)
+row(
+    "A122",
+    "Harder training (dropout, noise) makes stronger models",
+    missing("dropout, noise and adversarial training side by side"),
+)
+row(
+    "A123",
+    "Adversarial training generalises better",
+    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner),
+)
+row(
+    "A124",
+    "The sign method leads away from the label, not to a chosen class",
+    tested(EQUATIONS + "test_a_step_away_from_the_label_is_not_a_step_to_a_chosen_class"),
+)
+row(
+    "A125",
+    "Just less than one bit of eight: 0.07 < 1/127 ≈ 0.08",
+    refuted(
+        "tests/test_cli.py::test_the_slide_error_is_the_example",
+        says="1/127 is 0.0079; 0.07 is a factor of ten too large",
+    ),
+)
+row(
+    "A126",
+    "0.07 sign(∇ₓJ) has one size whatever the gradient",
+    tested(
+        EQUATIONS + "test_the_sign_makes_every_change_exactly_eps_whatever_the_gradient",
+        EQUATIONS + "test_a_value_that_the_network_ignores_is_not_moved_by_the_sign",
+        says="exactly ε, but for values whose gradient is 0",
+    ),
+)
+row(
+    "A127",
+    "Make the examples anew in each iteration and store none",
+    tested("tests/test_fit.py::test_adversarial_training_is_trained_on_what_the_attack_returns"),
+)
+row(
+    "A128", "J̃ = αJ(x) + (1 − α)J(x + ε sign ∇ₓJ)", tested("tests/test_harden.py::test_the_mix_is_the_sum_of_its_parts")
+)
+row("A129", "More capacity is needed", missing("adversarial training at several sizes"))
+row("A130", "Stop early on the adversarial validation error alone", missing("early stopping in training"))
+row("A131", "MNIST: 0.94% to 0.84% error, above dropout", missing("maxout networks trained both ways"))
+row("A132", "Resistance: 89.4% to 17.9% error", missing("maxout networks trained both ways"))
+row(
+    "A133",
+    "Mathematical properties of adversarial examples (skipped on the slide)",
+    undecidable(
+        "a heading without a statement; exact here: the closed form on linear targets, the radii of small networks",
+        EQUATIONS + "test_eps_times_the_l1_norm_is_the_most_that_a_change_can_add",
+        "tests/test_exact.py::test_suites_lie_just_above_the_exact_radii",
+    ),
+)
+
+row = section("Where the texts err or contradict each other")
+row(
+    "X1",
+    "1/127 is about 0.08",
+    refuted("tests/test_cli.py::test_the_slide_error_is_the_example", says="`unfooled eps 1/127` answers 0.0079"),
+)
+row(
+    "X2",
+    "A black box cannot be fooled, and fooling images do not carry over",
+    measured("queries/mnist-cnn/square/linf/unfooled", "queries/mnist-cnn/ray/linf/unfooled", by=reversed_(black_box)),
+    measured(*TRANSFER, by=reversed_(carries_over)),
+)
+row("X3", "An ensemble is the simplest protection", measured(*votes("composite_fgsm"), by=vote))
+row("X4", "Smoothing the input protects", measured("claims/blur 0.5", "claims/blur 1.0", by=blurred))
+row(
+    "X5",
+    "A sigmoid of 0.0474 means 95% for the first class (garbled in translation)",
+    tested(
+        "tests/test_logistic.py::test_the_step_turns_a_probability_of_0_0474_into_0_8808",
+        says="read as p(class 1) = 0.0474 and p(class 0) = 0.9526 the numbers hold, 0.8808 after the step",
+    ),
+)
+row(
+    "X6",
+    "Adversarial training also raises clean accuracy",
+    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner),
+    missing("a network hardened on CIFAR-10"),
+)
+row(
+    "X7",
+    "After adversarial training 17.9% error with 97.6% confidence",
+    missing("maxout networks trained both ways; as published, 97.6% belongs to the 89.4% before it"),
+)
+row(
+    "X8",
+    "The panda becomes an ostrich, a vulture, a gibbon: one story told three ways",
+    *(measured(f"claims/panda {wanted}", by=panda_turned) for wanted in ("ostrich", "vulture", "gibbon")),
+)
+row(
+    "X9",
+    "Linear behaviour is the cause, and its adversarial logistic loss is the worst case",
+    refuted(
+        EQUATIONS + "test_the_worst_logistic_loss_holds_for_both_labels_and_the_printed_one_for_one",
+        says="the printed loss is the worst case for y = 1 alone",
+    ),
+    missing("explanations tested against each other"),
+)
+
+AWAITED: tuple[str, ...] = ()
+"""Entries that rules name and nobody has measured yet; a test sees to it that none stays here once it exists."""
+
+
+def rows() -> Iterator[Row]:
+    """Yield every row."""
+    for some in SECTIONS.values():
+        yield from some
+
+
+# ---- the page
+
+HEAD = """# Claims, and what decides them
+
+What five texts about adversarial examples claim, ask or name, each in our own short words, with the test or the
+measurement that decides it. *Reproduced*: the test named asserts it, or the numbers named bear it out. *Contradicted*:
+they show the opposite. *Mixed*: some of it holds. *Open*: the evidence does not exist yet. *Undecidable*: no program
+can decide it. Numbers come from `benchmarks/results`, with 95% intervals in parentheses; results hold for the networks
+and images named, not for all.
+
+*This page is written by `python docs/make_claims.py`; a test compares the two and looks every named test up.*
+"""
+
+
+def page() -> str:
+    """Return the text of docs/claims.md."""
+    decided = {row.name: row.decide() for row in rows()}
+    counts = Counter(result for result, _ in decided.values())
+    parts = [
+        HEAD,
+        "## In short\n",
+        _table(("result", "rows"), [(name, str(counts[name])) for name in RESULTS], right=1),
+    ]
+    wrong = [row for row in rows() if decided[row.name][0] == CONTRADICTED]
+    parts += ["What we find to be wrong, on the targets measured:\n"]
+    parts += ["\n".join(f"- {row.name}: {row.claim}. Found: {decided[row.name][1]}." for row in wrong) + "\n"]
+    for title, some in SECTIONS.items():
+        lines = [
+            (row.name, row.claim, f"**{decided[row.name][0]}**", decided[row.name][1], _proofs(row)) for row in some
+        ]
+        parts += [f"## {title}\n", _table(("", "claim", "result", "what was found", "decided by"), lines)]
+    return "\n".join(parts)
+
+
+def _proofs(row: Row) -> str:
+    named = [p for part in row.parts for p in part.proofs] + [k for part in row.parts for k in part.keys if entry(k)]
+    return ", ".join(map(_link, dict.fromkeys(named)))
+
+
+def _link(proof: str) -> str:
+    """Return a link to a test, a page or the file of a result."""
+    if "::" in proof:
+        file, name = proof.split("::")
+        return f"[`{name}`](../{file})"
+    if proof.endswith(".md"):
+        return f"[{proof}](../{proof})"
+    table, case = proof.split("/", 1)
+    return f"[{table}: {case.replace('`', '')}](../benchmarks/results/{table}.json)"
+
+
+def _table(head: tuple[str, ...], lines: list[tuple[str, ...]], *, right: int = 0) -> str:
+    align = (":--",) * (len(head) - right) + ("--:",) * right
+    return (
+        "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in line) + " |" for line in (head, align, *lines))
+        + "\n"
+    )
+
+
+# ---- the numbers of docs/why.md
+
+
+def number(key: str, *path: str, of: str = "") -> Callable[[], str]:
+    """Return what reads a share out of an entry: the value at `path`, divided by that at `of` where given."""
+
+    def read() -> str:
+        found: Any = entry(key)
+        for name in path:
+            found = found[name]
+        whole = entry(key)
+        return share(found / whole[of] if of and whole else found)
+
+    return read
+
+
+VALUES: dict[str, Callable[[], str]] = {
+    "digits plain": number("standard/digits-cnn", "unfooled", "robust", of="n"),
+    "digits clean": number("standard/digits-cnn", "clean", of="n"),
+    "digits hardened": number("standard/digits-cnn-robust", "unfooled", "robust", of="n"),
+    "digits one pixel": number("claims/pixels digits-cnn", "alone"),
+    "cifar clean": number("standard/cifar_resnet20", "clean", of="n"),
+    "cifar left": number("standard/cifar_resnet20", "unfooled", "robust", of="n"),
+    "step confidence": number("claims/step cifar_resnet20 1/255", "confidence_on_errors"),
+    "step noise": number("claims/step cifar_resnet20 1/255", "noise"),
+    "panda before": number("claims/panda gibbon", "before"),
+    "blur clean": number("claims/blur 1.0", "clean"),
+    "blur clean without": number("claims/blur 1.0", "clean_without"),
+    "blur unaware": number("claims/blur 1.0", "without"),
+    "vote": number("transfer/ensemble composite_fgsm the vote itself, white-box", "hits", of="n"),
+    "carries over": lambda: carries_over(*map(entry, TRANSFER))[1],
+    "black box": lambda: black_box(entry("queries/mnist-cnn/ray/linf/unfooled"))[1],
+}
+"""Numbers by the name that their marker in docs/why.md has; `table/case` needs no name."""
+
+
+def value(name: str) -> str:
+    """Return the text of one marker: a named value, or `table/case`, or `table/case published`."""
+    if name in VALUES:
+        return VALUES[name]()
+    key = name.removesuffix(" published")
+    found = entry(key)
+    if found is None:
+        raise SystemExit(f"docs/why.md names {key!r}, and benchmarks/results holds no such entry.")
+    return tables.valued(found, "ours" if key == name else "published")
+
+
+def filled(text: str) -> str:
+    """Return the page with every `<!-- value: NAME -->...<!-- end -->` filled from the results."""
+    return re.sub(
+        r"(<!-- value: (.*?) -->).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{value(found[2])}{found[3]}",
+        text,
+        flags=re.DOTALL,
+    )
+
+
+def main() -> None:
+    """Write the page of claims and the numbers of the other."""
+    PAGE.write_text(page(), encoding="utf-8")
+    if WHY.is_file():
+        WHY.write_text(filled(WHY.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
