@@ -88,6 +88,10 @@ class Asker:
         scores, values, grads = (torch.cat(column) for column in zip(*parts, strict=True))
         return scores, values, grads
 
+    def split(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return x [n, ...] in the batches that it is asked in."""
+        return tuple(x[rows] for rows in self._batches(x))
+
     def _batches(self, x: Tensor) -> tuple[Tensor, ...]:
         width = auto_width(x, self.target.device) if isinstance(self.batch_size, str) else self.batch_size
         return torch.split(torch.arange(len(x), device=x.device), width)

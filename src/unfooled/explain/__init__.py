@@ -9,6 +9,13 @@ from .geometry import decision_slice as decision_slice
 from .geometry import distances as distances
 from .geometry import slice_through as slice_through
 from .geometry import slice_towards as slice_towards
+from .hypotheses import by_dimension as by_dimension
+from .hypotheses import by_dimples as by_dimples
+from .hypotheses import by_features as by_features
+from .hypotheses import by_linearity as by_linearity
+from .hypotheses import by_overfitting as by_overfitting
+from .hypotheses import by_patches as by_patches
+from .hypotheses import verdicts as verdicts
 from .linearity import growth as growth
 from .linearity import local_linearity as local_linearity
 from .linearity import logits_along as logits_along

@@ -45,8 +45,8 @@ def _recipes(middle: float, width: float, size: int) -> dict[str, Recipe]:
         "l2": Recipe(optimiser="normalised", regularisers=(decay,)),
         "tv": Recipe(optimiser="normalised", regularisers=(decay, ascent.total_variation(0.02 * width, 0.1 * width))),
         "blur": Recipe(optimiser="normalised", regularisers=(decay, ascent.blur(0.15 * size**0.5, every=4))),
-        "fourier": Recipe(fourier=True, regularisers=(ascent.decay(0.02),)),
-        "robust": Recipe(fourier=True, regularisers=(ascent.decay(0.02),), transforms=(robust,)),
+        "fourier": Recipe(fourier=True, regularisers=(ascent.decay(0.1),)),
+        "robust": Recipe(fourier=True, regularisers=(ascent.decay(0.1),), transforms=(robust,)),
     }
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from unfooled._noise import Noise
 from unfooled.errors import InputError
 
 Bounds = tuple[float, float]
@@ -112,6 +113,15 @@ class Fourier:
         """The shape of one image's parameters, (c, h, w // 2 + 1, 2)."""
         channels, height, width = self.shape
         return channels, height, width // 2 + 1, 2
+
+    def drawn(self, noise: Noise, contrast: float = 1.0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Return random parameters, one for each row of the noise, whose values have the deviation `contrast`.
+
+        That of the values before colours are mixed and the sigmoid is taken: random images with a 1/f spectrum.
+        """
+        whole = torch.cat([self._scale, self._scale[:, 1 : (self.shape[2] + 1) // 2]], 1)  # the mirrored half too
+        size = contrast / math.sqrt(2 * float(whole.square().mean()))
+        return size * noise.normal(0, self.parameters, dtype=dtype)
 
     def decode(self, theta: Tensor) -> Tensor:
         """Return the images [n, c, h, w]."""
