@@ -28,6 +28,7 @@ from .manifold import spectrum as spectrum
 from .nearby import directions as directions
 from .nearby import gaas as gaas
 from .nearby import subspaces as subspaces
+from .spheres import spheres as spheres
 from .transfer import agreement as agreement
 from .transfer import transfer as transfer
 from .visualise import visualise as visualise

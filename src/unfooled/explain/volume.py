@@ -52,7 +52,7 @@ class Volume(Explanation):
     confidences] is the standard deviation of `logs` that independent particles would have. `reached` [events] is the
     confidence at which the pilot ended, `below` [events] the natural logarithm of the share there. `hits` [events,
     confidences] of `drawn` plain random inputs were such inputs: the cross-check. `accepted` [events] is the smallest
-    acceptance rate of a level, `levels` [events] their number.
+    share of a chain's particles that moved in a step, `levels` [events] the number of levels.
     """
 
     target: str
@@ -115,8 +115,9 @@ class Volume(Explanation):
             return "undecided: the replicates differ too much for their interval; take more steps or particles"
         if float(self.accepted[e]) < 0.02:
             return "undecided: fewer than 2% of the moves were accepted at some level; take more steps"
-        low, high = wilson(int(self.hits[e, g]), self.drawn, 0.999)
-        if self.drawn and not low <= math.exp(summary(logs)[0]) <= high:
+        _, low, high, _ = summary(logs)
+        least, most = wilson(int(self.hits[e, g]), self.drawn, 0.999)
+        if math.exp(high) < least or math.exp(low) > most:
             return "undecided: plain Monte Carlo disagrees"
         return ""
 
