@@ -79,6 +79,12 @@ def test_only_points_that_fool_their_source_and_inputs_that_are_right_count(scen
     assert (row["n"], row["fooled"]) == (90, 1.0)
 
 
+def test_the_sentence_says_why_nothing_is_known(scene: dict[str, Any]) -> None:
+    nets = {"one": scene["target"], "blind": planes(-scene["w"])}
+    assert "no other target is right" in transfer(scene["x"], scene["x_adv"], scene["y"], nets).sentence()
+    assert "none of the points" in transfer(scene["x"], scene["x"], scene["y"], nets).sentence()
+
+
 def test_noise_has_the_size_of_the_change_and_belongs_to_the_example(scene: dict[str, Any]) -> None:
     x, x_adv = scene["x"], scene["x_adv"]
     shaken = alike(x, x_adv, 5, (0.0, 1.0))

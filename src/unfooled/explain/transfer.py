@@ -13,8 +13,8 @@ from torch import Tensor
 from .._noise import Noise, example_ids, row_keys
 from .._rows import column
 from ..core.access import Access
-from ..core.ask import Asker
-from ..core.explanation import COLOURS, INK, PALE, SOFT, Explanation
+from ..core.ask import Asker, confidences
+from ..core.explanation import COLOURS, INK, SOFT, Explanation
 from ..core.run import Run
 from ..core.target import Target, as_target
 from ..errors import InputError
@@ -128,10 +128,21 @@ class Transferred(Explanation):
             ends = [[max(0.0, v - 100 * r["fooled_low"]) for v, r in zip(rate, rows, strict=True)],
                     [max(0.0, 100 * r["fooled_high"] - v) for v, r in zip(rate, rows, strict=True)]]  # fmt: skip
             alike = [v * (r["same"] or 0) for v, r in zip(rate, rows, strict=True)]
-            ax.barh(place, rate, 0.6, xerr=ends, color=PALE, ecolor=SOFT, label="fooled (95% interval)")
+            ax.barh(
+                place,
+                rate,
+                0.6,
+                xerr=ends,
+                color=COLOURS[-1],
+                ecolor=INK,
+                error_kw={"lw": 1, "zorder": 3},
+                label="fooled (95% interval)",
+            )
             ax.barh(place, alike, 0.6, color=COLOURS[0], label="into the same wrong class")
             noise = [100 * (r["noise"] or 0) for r in rows]
-            ax.plot(noise, place, "D", color=COLOURS[1], ms=5, ls="", label="random, same size", clip_on=False)
+            ax.plot(
+                noise, place, "D", color=COLOURS[1], ms=5, ls="", label="random, same size", clip_on=False, zorder=4
+            )
             ax.set_xlim(0, 100)
             ax.set_xlabel("share of the points that count, %")
         ax.set_yticks(range(len(rows)), [f"{r['target']} (source)" if r["target"] == self.source else r["target"]
@@ -318,8 +329,8 @@ def _answers(asker: Asker, x: Tensor) -> tuple[Tensor, Tensor]:
     if asker.target.access < Access.SCORES:
         labels = asker.labels(x)
         return labels, torch.full((len(x),), torch.nan)
-    sure, labels = asker.confidences(x).max(1)
-    return labels, sure
+    scores = asker.scores(x)
+    return scores.argmax(1), confidences(scores).amax(1)  # two confidences may round to the same, their scores not
 
 
 def alike(x: Tensor, x_adv: Tensor, draws: int, bounds: Bounds, seed: int = 0) -> Tensor:
