@@ -1,5 +1,6 @@
 """Why a target is fooled: functions that return an `Explanation`: rows, a sentence with its control, a figure."""
 
+from .belonging import belonging as belonging
 from .features import non_robust_set as non_robust_set
 from .features import relabelled as relabelled
 from .features import robust_set as robust_set

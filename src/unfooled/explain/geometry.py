@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_RIGHT: Mapping[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
+
+
 @dataclass(frozen=True)
 class Slice(Explanation):
     """What the target says on a plane through the input space: p x p points x + a u + b v, a and b in L2 units.
@@ -98,8 +101,8 @@ class Slice(Explanation):
         self.paint(axes)
         axes.set_title("Regions of the target's answers; paler is less sure")
 
-    def paint(self, axes: "Axes") -> None:
-        """Draw onto the given axes, legend at the right."""
+    def paint(self, axes: "Axes", place: Mapping[str, Any] = _RIGHT) -> None:
+        """Draw onto the given axes; `place` says where the legend goes."""
         from matplotlib.lines import Line2D
         from matplotlib.patches import Patch
 
@@ -124,7 +127,7 @@ class Slice(Explanation):
             away = f" ({off:.2g} off the plane)" if off > 1e-3 * max(1e-9, a[-1]) else ""
             handles.append(Line2D([], [], marker=shape, color="none", markerfacecolor=INK, markeredgecolor="white",
                                   markersize=8, label=f"{name}{away}"))  # fmt: skip
-        axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=1.4)
+        axes.legend(handles=handles, handlelength=1.4, **place)
         axes.set_xlabel(f"{self.axes[0]} (L2)")
         axes.set_ylabel(f"{self.axes[1]} (L2)")
         axes.set_xlim(a[0] - half, a[-1] + half)
