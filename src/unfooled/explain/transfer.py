@@ -104,9 +104,8 @@ class Transferred(Explanation):
         others = [r for r in self.rows() if r["target"] != self.source]
         known = [r for r in others if r["n"]]
         if not known:
-            return (
-                f"Whether what fools {self.source} carries over is not known: no other target is right to begin with."
-            )
+            why = "no other target is right to begin with" if bool(self.asked.any()) else "none of the points fools it"
+            return f"Whether what fools {self.source} carries over is not known: {why}."
         noise = sum(r["noise"] for r in known) / len(known)
         control = f"random changes of the same size fool them in {noise:.1%} of draws."
         if len(self.truth) == 1:
