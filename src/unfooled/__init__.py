@@ -88,6 +88,8 @@ class _House(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name in _ROOMS:
+            if name in ("explain", "fooling"):
+                importlib.import_module(f"{__name__}.attacks")  # they take attacks by their names
             return importlib.import_module(f"{__name__}.{name}")
         if name not in _HOME_OF:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,7 @@
 """Why a target is fooled: functions that return an `Explanation`: rows, a sentence with its control, a figure."""
 
+from .attribution import attributions as attributions
+from .attribution import change_attribution as change_attribution
 from .belonging import belonging as belonging
 from .features import non_robust_set as non_robust_set
 from .features import relabelled as relabelled
@@ -10,6 +12,7 @@ from .geometry import decision_slice as decision_slice
 from .geometry import distances as distances
 from .geometry import slice_through as slice_through
 from .geometry import slice_towards as slice_towards
+from .gradients import gradients_side_by_side as gradients_side_by_side
 from .hypotheses import by_dimension as by_dimension
 from .hypotheses import by_dimples as by_dimples
 from .hypotheses import by_features as by_features
@@ -29,6 +32,7 @@ from .manifold import spectrum as spectrum
 from .nearby import directions as directions
 from .nearby import gaas as gaas
 from .nearby import subspaces as subspaces
+from .neighbours import nearest_examples as nearest_examples
 from .spheres import spheres as spheres
 from .transfer import agreement as agreement
 from .transfer import transfer as transfer
