@@ -159,7 +159,7 @@ class Training:
         with _world_kept(module, self.device):
             torch.manual_seed(recipe.seed)
             self._luck = _luck(self.device)
-        self.step, self.history = 0, list[Epoch]()
+        self.step, self.history, self.slowed = 0, list[Epoch](), 1.0
 
     @property
     def epoch(self) -> int:
@@ -228,7 +228,7 @@ class Training:
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{at}.{name}"] = value
         tensors |= {f"luck.{i}": v for i, v in enumerate(self._luck)} | {"order": self._order.get_state()}
-        plain = {"step": self.step, "history": [asdict(e) for e in self.history]}
+        plain = {"step": self.step, "slowed": self.slowed, "history": [asdict(e) for e in self.history]}
         return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, plain
 
     def restore(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
@@ -254,10 +254,16 @@ class Training:
         self._order.set_state(tensors["order"])
         self.step, self.history = int(plain["step"]), [Epoch(**e) for e in plain["history"]]
         self._rate.last_epoch = self.step
-        for group, base, factor in zip(
-            self._optimizer.param_groups, self._rate.base_lrs, self._rate.lr_lambdas, strict=True
-        ):
-            group["lr"] = base * factor(self.step)
+        self.slowed = 1.0
+        self.slow(float(plain["slowed"]))
+
+    def slow(self, factor: float) -> None:
+        """Multiply the learning rate of all that is still to come by `factor`."""
+        self.slowed *= factor
+        rate = self.recipe.lr * self.slowed
+        self._rate.base_lrs = [rate] * len(self._rate.base_lrs)
+        for group, scale in zip(self._optimizer.param_groups, self._rate.lr_lambdas, strict=True):
+            group["lr"] = rate * scale(self.step)
         self._rate._last_lr = [group["lr"] for group in self._optimizer.param_groups]
 
 

@@ -1,0 +1,368 @@
+"""Hardening a module: training that is judged by an attack after every epoch, keeps its best, and can be killed."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from unfooled.core import record
+from unfooled.core.attack import Attack
+from unfooled.core.explanation import COLOURS, SOFT, Explanation
+from unfooled.core.fit import Augment, Objective, Recipe, Training
+from unfooled.core.result import Status
+from unfooled.core.run import run
+from unfooled.core.target import Target
+from unfooled.core.threat import Ball
+from unfooled.errors import InputError, UnfooledError
+from unfooled.stats import wilson
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Choose = Literal["adversarial", "clean", "last"]
+
+JUDGE, WEAK = "pgd(steps=10, step_size=0.25)", "fgsm()"
+SLOWER = 0.5
+"""Factor of the learning rate after a loss that was not finite."""
+
+STRIKES = 3  # losses that are not finite before training ends
+COLLAPSE = 0.5  # share of the best accuracy under the judge below which the one-step alarm sounds
+APART = 0.15  # by which the one-step attack must then seem weaker than the judge
+FALLEN = 5  # epochs in a row below the best that are called robust overfitting
+
+
+@dataclass(frozen=True)
+class Line:
+    """One epoch: the training loss, and on the validation rows the accuracy clean, after one step, under the judge."""
+
+    epoch: int
+    loss: float
+    lr: float
+    clean: float
+    weak: float
+    strong: float
+    seconds: float
+    alarm: str = ""
+
+
+@dataclass(frozen=True)
+class Hardened(Explanation):
+    """A finished training: a line an epoch, the epoch whose weights the module holds now, and what went wrong.
+
+    `n` rows of validation judged every epoch by `judge` and by `weak`, under `threat`; `choose` says what the best
+    epoch was chosen by.
+    """
+
+    lines: tuple[Line, ...]
+    chosen: int
+    alarms: tuple[str, ...]
+    choose: str
+    n: int
+    judge: str
+    weak: str
+    threat: str
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    size: ClassVar[tuple[float, float]] = (7.0, 4.0)
+
+    @property
+    def best(self) -> Line:
+        """The line of the chosen epoch."""
+        return next(line for line in self.lines if line.epoch == self.chosen)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the lines as dicts."""
+        return [asdict(line) | {"chosen": line.epoch == self.chosen} for line in self.lines]
+
+    def sentence(self) -> str:
+        """Return the chosen epoch's accuracies with their intervals, and the alarms."""
+        clean, strong = (
+            f"{share:.1%} ({low:.1%} to {high:.1%})"
+            for share in (self.best.clean, self.best.strong)
+            for low, high in [wilson(round(share * self.n), self.n)]
+        )
+        told = (
+            f"Epoch {self.chosen} of {len(self.lines)}, chosen by {self.choose} accuracy on {self.n} rows that were "
+            f"not trained on: clean {clean}, under {self.judge} at {self.threat} {strong}."
+        )
+        return " ".join([told, *self.alarms])
+
+    def draw(self, figure: "Figure") -> None:
+        """Draw error against epoch: clean, after one step, under the judge."""
+        axes = figure.subplots()
+        epochs = [line.epoch for line in self.lines]
+        for name, colour, label in (
+            ("clean", COLOURS[0], "clean"), ("weak", COLOURS[2], self.weak), ("strong", COLOURS[1], self.judge),
+        ):  # fmt: skip
+            axes.plot(epochs, [100 * (1 - getattr(line, name)) for line in self.lines], color=colour, label=label)
+        axes.axvline(self.chosen, color=SOFT, linestyle=":", linewidth=1, label=f"chosen: epoch {self.chosen}")
+        for line in self.lines:
+            if line.alarm:
+                axes.plot(line.epoch, 100 * (1 - line.strong), "v", color=COLOURS[6])
+        axes.set(xlabel="epoch", ylabel="error on validation rows, %", ylim=(0, None))
+        axes.set_title(f"{self.threat}, {self.n} validation rows")
+        axes.legend(loc="upper right")
+
+
+def fit(
+    module: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    objective: Objective,
+    *,
+    threat: Ball,
+    recipe: Recipe | None = None,
+    judge: Attack[Any] | str = JUDGE,
+    weak: Attack[Any] | str = WEAK,
+    validation: tuple[Tensor, Tensor] | int = 500,
+    choose: Choose = "adversarial",
+    patience: int | None = None,
+    augment: Augment | None = None,
+    device: torch.device | str | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    name: str = "",
+    on_line: Callable[[Line], None] | None = None,
+) -> Hardened:
+    """Train `module` in place, judge it after every epoch, and leave the best epoch's weights in it.
+
+    Args:
+        module: takes inputs in [0, 1]; trained where its weights are, or on `device`.
+        x, y: training rows [n, ...] and labels int64 [n].
+        objective: what a step minimises (`harden.objectives`).
+        threat: what it is to be hardened against; a ball with a finite eps.
+        recipe: how it is trained (`core.fit.Recipe`).
+        judge, weak: the attack whose error counts, and a one-step attack beside it; a model that stands against the
+            weak one alone has learned to fool it.
+        validation: rows [m, ...] and labels that are not trained on; or how many of the training rows, chosen by the
+            recipe's seed, are kept back.
+        choose: the best epoch by accuracy under the judge (Rice et al. 2020, arXiv:2002.11569), by clean accuracy, or
+            the last one.
+        patience: epochs without a better one after which training ends; None: it goes on.
+        augment: as for `core.fit.Training`.
+        out: a folder for checkpoints, one an epoch, written whole; with `resume` training goes on from what lies there
+            and ends with the same bits as if it had not been interrupted (on the CPU).
+        name: what the objective is called there: a resumed training must have the same.
+        on_line: called after every epoch.
+
+    A loss that is no longer finite goes back to the last good epoch and on with half the learning rate, at most three
+    times. Where the one-step attack is withstood while the judge breaks what it did not break before (catastrophic
+    overfitting, Wong et al. 2020, arXiv:2001.03994), training ends with the best epoch. Five epochs below the best in a
+    row are said (robust overfitting). All of it stands in `alarms`.
+
+    Raises:
+        InputError: data with one class or labels out of range, a module without parameters to train, a threat without
+            eps, a folder that belongs to another training.
+        UnfooledError: the loss was not finite in the first epoch at every learning rate tried.
+    """
+    recipe = recipe or Recipe()
+    if not threat.bounded:
+        raise InputError(f"Hardening needs a threat with a finite eps, not {threat!r}.")
+    if choose not in ("adversarial", "clean", "last"):
+        raise InputError(f"choose is 'adversarial', 'clean' or 'last', not {choose!r}.")
+    (x, y), (x_val, y_val) = _split(x, y, validation, recipe.seed)
+    _check_classes(module, x, y, device)
+    settings = {
+        "objective": name or getattr(objective, "__qualname__", type(objective).__name__),
+        "recipe": asdict(recipe),
+        "threat": repr(threat),
+        "judge": str(judge),
+        "weak": str(weak),
+        "choose": choose,
+        "patience": patience,
+        "module": _digest(*module.state_dict().values()),
+        "data": _digest(x, y, x_val, y_val),
+    }
+    store = None if out is None else _Store(Path(out), settings, resume=resume)
+    training = Training(module, x, y, objective, recipe, augment=augment, device=device)
+    log = _Log(choose)
+    if store is not None and resume:
+        store.load(training, log)
+
+    def look() -> tuple[float, float, float]:
+        asked = Target(training.evaluated)
+        rows = x_val.to(training.device), y_val.to(training.device)
+        strong, one = (run(attack, asked, *rows, threat, seed=recipe.seed) for attack in (judge, weak))
+        clean = 1 - _share(strong.status, Status.MISCLASSIFIED)
+        return clean, _share(one.status, Status.SURVIVED), _share(strong.status, Status.SURVIVED)
+
+    good, strikes = training.state(), 0
+    while training.epoch < recipe.epochs and not log.ended(patience):
+        try:
+            done = training.run_epoch()
+        except UnfooledError as error:
+            strikes += 1
+            if strikes > STRIKES:
+                if not log.lines:
+                    raise
+                log.alarms.append(f"{error} Training ended there, after {STRIKES} attempts with lower rates.")
+                break
+            training.restore(*good)
+            training.slow(SLOWER)
+            log.alarms.append(
+                f"The loss was not finite in epoch {training.epoch + 1}: back to the last good epoch, and on with "
+                f"{training.slowed:g} of the learning rate."
+            )
+            continue
+        line = log.add(Line(done.epoch, done.loss, done.lr, *look(), done.seconds))
+        if log.best == line.epoch:
+            log.weights = {k: v.detach().cpu().clone() for k, v in training.evaluated.state_dict().items()}
+        good = training.state()
+        if store is not None:
+            store.save(good, log)
+        if on_line:
+            on_line(line)
+    training.finish()
+    module.load_state_dict(log.weights)
+    return Hardened(
+        tuple(log.lines), log.best, tuple(log.alarms), choose, len(x_val), str(judge), str(weak), repr(threat), settings
+    )
+
+
+class _Log:
+    """The lines so far, the best epoch with its weights, and the alarms."""
+
+    def __init__(self, choose: str) -> None:
+        self.choose = choose
+        self.lines: list[Line] = []
+        self.alarms: list[str] = []
+        self.weights: dict[str, Tensor] = {}
+        self.best = 0
+        self.collapsed = False
+
+    def add(self, line: Line) -> Line:
+        """Take a line in, with its alarm, and see whether it is the best so far."""
+        before = max((old.strong for old in self.lines), default=0.0)
+        alarm = ""
+        if line.strong < COLLAPSE * before and line.weak - line.strong > APART:
+            alarm, self.collapsed = "catastrophic overfitting", True
+            self.alarms.append(
+                f"Catastrophic overfitting in epoch {line.epoch}: {line.weak:.1%} withstand the one-step attack and "
+                f"{line.strong:.1%} the judge ({before:.1%} before); train with more steps, N-FGSM or GradAlign."
+            )
+        elif self._fallen(line, before):
+            alarm = "robust overfitting"
+            self.alarms.append(
+                f"Robust overfitting since epoch {line.epoch - FALLEN + 1}: the training loss falls while accuracy "
+                f"under the judge stays below its best ({before:.1%}); stop earlier, average weights or add data."
+            )
+        line = Line(**{**asdict(line), "alarm": alarm})
+        value = {"adversarial": line.strong, "clean": line.clean, "last": float(line.epoch)}[self.choose]
+        if not self.lines or value > self._value(self.best):
+            self.best = line.epoch
+        self.lines.append(line)
+        return line
+
+    def ended(self, patience: int | None) -> bool:
+        """Return whether nothing better is to be expected."""
+        waited = self.lines[-1].epoch - self.best if self.lines else 0
+        return self.collapsed or (patience is not None and waited >= patience)
+
+    def _value(self, epoch: int) -> float:
+        line = next(line for line in self.lines if line.epoch == epoch)
+        return {"adversarial": line.strong, "clean": line.clean, "last": float(line.epoch)}[self.choose]
+
+    def _fallen(self, line: Line, best: float) -> bool:
+        """Return whether this is the last of FALLEN epochs below the best in a row while the loss fell."""
+        tail = [*self.lines[-FALLEN + 1 :], line]
+        if len(tail) < FALLEN or any("robust" in old.alarm for old in self.lines):
+            return False
+        return all(each.strong < best - 0.01 for each in tail) and tail[-1].loss < tail[0].loss
+
+
+class _Store:
+    """The folder of a training: a state and the best weights per epoch, and one JSON file that names the valid ones."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
+        self.folder, self.settings = folder, json.loads(record.json_text(settings))
+        self.index = folder / "training.json"
+        if resume:
+            known = record.read_json(self.index).get("settings", {})
+            for field_, value in self.settings.items():
+                if known.get(field_) != value:
+                    raise InputError(
+                        f"The training in {folder} has another {field_}; give what it was begun with, or a new folder."
+                    )
+        else:
+            record.new_run(folder)
+
+    def save(self, state: tuple[dict[str, Tensor], dict[str, Any]], log: _Log) -> None:
+        """Write state and best weights under new names, then the index, then remove what it no longer names."""
+        from safetensors.torch import save
+
+        epoch = log.lines[-1].epoch
+        names = {"state": f"state-{epoch:04}.safetensors", "best": f"best-{log.best:04}.safetensors"}
+        record.write_bytes(self.folder / names["state"], save(state[0]))
+        if not (self.folder / names["best"]).exists():
+            record.write_bytes(self.folder / names["best"], save({k: v.contiguous() for k, v in log.weights.items()}))
+        record.write_json(
+            self.index,
+            {
+                "settings": self.settings, "files": names, "plain": state[1], "lines": [asdict(n) for n in log.lines],
+                "best": log.best, "alarms": log.alarms, "collapsed": log.collapsed,
+            },
+        )  # fmt: skip
+        for old in self.folder.glob("*.safetensors"):
+            if old.name not in names.values():
+                old.unlink()
+
+    def load(self, training: Training, log: _Log) -> None:
+        """Put the last whole epoch back."""
+        from safetensors.torch import load_file
+
+        known = record.read_json(self.index)
+        if "files" not in known:
+            return
+        training.restore(load_file(self.folder / known["files"]["state"]), known["plain"])
+        log.lines = [Line(**line) for line in known["lines"]]
+        log.alarms, log.best, log.collapsed = list(known["alarms"]), int(known["best"]), bool(known["collapsed"])
+        log.weights = load_file(self.folder / known["files"]["best"])
+
+
+def _split(
+    x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor] | int, seed: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    if not isinstance(validation, int):
+        return (x, y), validation
+    if not 0 < validation < len(x):
+        raise InputError(
+            f"validation={validation} of {len(x)} rows leaves nothing to train on or nothing to judge by; "
+            "give fewer, or validation rows of their own."
+        )
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
+    kept, rest = order[:validation], order[validation:]
+    return (x[rest], y[rest.to(y.device)]), (x[kept], y[kept.to(y.device)])
+
+
+def _check_classes(module: nn.Module, x: Tensor, y: Tensor, device: torch.device | str | None) -> None:
+    if not any(p.requires_grad for p in module.parameters()):
+        raise InputError("The module has no parameter to train: call module.requires_grad_() or give another one.")
+    if len(x) != len(y) or y.is_floating_point():
+        raise InputError(f"Give one whole-number label an input, not {len(x)} inputs and {len(y)} labels of {y.dtype}.")
+    if not bool(x.isfinite().all()):
+        raise InputError("The training rows contain values that are not finite; leave those rows out or mend them.")
+    if len(y.unique()) < 2:
+        raise InputError("All training rows have one label: there is nothing to tell apart; check the labels.")
+    if device is not None:
+        module.to(device)
+    training = module.training
+    with torch.no_grad():
+        classes = module.eval()(x[:1].to(next(module.parameters()).device)).shape[1]
+    module.train(training)
+    if not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise InputError(
+            f"Labels run from {int(y.min())} to {int(y.max())}, but the module has the classes 0 to {classes - 1}."
+        )
+
+
+def _digest(*tensors: Tensor) -> str:
+    return hashlib.sha256(record.fingerprint(*tensors).encode()).hexdigest()[:16]
+
+
+def _share(status: list[Status], which: Status) -> float:
+    return sum(s is which for s in status) / max(1, len(status))

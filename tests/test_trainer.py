@@ -1,0 +1,202 @@
+"""Hardening: it hardens, it keeps its best, it says what went wrong, and it survives being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import unfooled as uf
+from unfooled.core.fit import Recipe
+from unfooled.harden import objectives, trainer
+from unfooled.harden.trainer import Line
+
+
+def strong_and_weak_features(n: int = 600) -> tuple[torch.Tensor, torch.Tensor]:
+    """One coordinate that is far apart and usually right, many that are near and together always right."""
+    g = torch.Generator().manual_seed(0)
+    y = torch.arange(n) % 2
+    sign = (2 * y - 1).float()
+    flipped = torch.where(torch.rand(n, generator=g) < 0.2, -sign, sign)
+    weak = 0.5 + 0.04 * sign[:, None] + 0.04 * torch.randn(n, 40, generator=g)
+    return torch.cat([(0.5 + 0.4 * flipped)[:, None], weak], 1).clamp(0, 1), y
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Linear(41, 2)
+
+
+RECIPE = Recipe(epochs=15, batch_size=64, lr=0.03)
+BALL = uf.linf(0.1)
+STEP = uf.attacks.fgsm()
+
+
+def test_adversarial_training_gives_up_the_weak_features_and_plain_training_does_not() -> None:
+    x, y = strong_and_weak_features()
+    found = {}
+    for name, objective in (("plain", objectives.standard()), ("hard", objectives.adversarial(STEP, BALL))):
+        module = linear()
+        longer = Recipe(epochs=40, batch_size=64, lr=0.2)
+        done = trainer.fit(module, x, y, objective, threat=BALL, recipe=longer, validation=200, choose="last")
+        found[name] = done.best
+        again = uf.run(trainer.JUDGE, module, *strong_and_weak_features(), BALL)
+        survived = sum(s == "survived" for s in again.status) / len(again.status)
+        assert abs(survived - found[name].strong) < 0.15
+    assert found["plain"].clean > 0.95 and found["plain"].strong < 0.3
+    assert found["hard"].strong > 0.7 and found["hard"].clean < 0.9
+
+
+def test_the_best_epoch_is_kept_by_what_was_asked_for() -> None:
+    x, y = strong_and_weak_features()
+    for choose, key in (("adversarial", "strong"), ("clean", "clean")):
+        module, seen = linear(), []
+        done = trainer.fit(
+            module, x, y, objectives.standard(), threat=BALL, recipe=RECIPE, choose=choose, validation=200,
+            on_line=seen.append,
+        )  # fmt: skip
+        assert list(done.lines) == seen
+        values = [getattr(line, key) for line in done.lines]
+        assert getattr(done.best, key) == max(values) and done.chosen == 1 + values.index(max(values))
+    last = trainer.fit(linear(), x, y, objectives.standard(), threat=BALL, recipe=RECIPE, choose="last")
+    assert last.chosen == 15
+    early = trainer.fit(linear(), x, y, objectives.standard(), threat=BALL, recipe=RECIPE, patience=2)
+    assert len(early.lines) < 15 and len(early.lines) - early.chosen == 2
+
+
+def test_the_module_holds_the_chosen_epochs_weights() -> None:
+    x, y = strong_and_weak_features()
+    module, kept = linear(), {}
+    val = strong_and_weak_features(300)
+
+    def keep(line: Line) -> None:
+        kept[line.epoch] = module.weight.detach().clone()
+
+    done = trainer.fit(module, x, y, objectives.standard(), threat=BALL, recipe=RECIPE, validation=val, on_line=keep)
+    assert torch.equal(module.weight, kept[done.chosen])
+
+
+def test_a_loss_that_is_not_finite_goes_back_and_on_more_slowly() -> None:
+    x, y = strong_and_weak_features()
+    calls = []
+
+    def objective(module, xb, yb, ids, step):
+        calls.append(step)
+        loss = F.cross_entropy(module(xb), yb)
+        return loss * float("nan") if len(calls) in (15, 16) else loss
+
+    module = linear()
+    done = trainer.fit(module, x, y, objective, threat=BALL, recipe=RECIPE, validation=200)
+    assert len(done.lines) == 15 and sum("last good epoch" in alarm for alarm in done.alarms) == 1
+    assert done.best.clean > 0.7 and bool(module.weight.isfinite().all())
+    assert max(line.lr for line in done.lines[3:]) <= 0.5 * RECIPE.lr + 1e-9
+
+    def hopeless(module, xb, yb, ids, step):
+        return F.cross_entropy(module(xb), yb) * float("nan")
+
+    with pytest.raises(uf.UnfooledError, match="loss became nan"):
+        trainer.fit(linear(), x, y, hopeless, threat=BALL, recipe=RECIPE)
+
+
+def test_alarms_are_about_what_the_lines_say() -> None:
+    log = trainer._Log("adversarial")
+    for epoch, (weak, strong) in enumerate([(0.5, 0.4), (0.55, 0.45)], 1):
+        assert log.add(Line(epoch, 1.0, 0.1, 0.9, weak, strong, 1.0)).alarm == ""
+    assert log.add(Line(3, 0.9, 0.1, 0.95, 0.9, 0.02, 1.0)).alarm == "catastrophic overfitting"
+    assert log.ended(None) and log.best == 2 and "N-FGSM" in log.alarms[0]
+    slow = trainer._Log("adversarial")
+    for epoch, strong in enumerate([0.5, 0.45, 0.44, 0.43, 0.42, 0.41], 1):
+        line = slow.add(Line(epoch, 1.0 - 0.1 * epoch, 0.1, 0.9, strong + 0.05, strong, 1.0))
+    assert line.alarm == "robust overfitting" and not slow.ended(None) and slow.best == 1
+    steady = trainer._Log("adversarial")
+    for epoch in range(1, 12):
+        assert steady.add(Line(epoch, 1.0 / epoch, 0.1, 0.9, 0.5, 0.45 + 0.001 * (epoch % 3), 1.0)).alarm == ""
+
+
+def test_bad_input_is_one_sentence() -> None:
+    x, y = strong_and_weak_features(60)
+
+    def refuse(said: str, module: nn.Module, x: torch.Tensor, y: torch.Tensor, **more: object) -> None:
+        with pytest.raises(uf.InputError, match=said):
+            trainer.fit(module, x, y, objectives.standard(), **{"threat": BALL, "validation": 20, **more})
+
+    refuse("one label", linear(), x, y * 0)
+    refuse("classes 0 to 1", linear(), x, y + 1)
+    refuse("no parameter to train", linear().requires_grad_(False), x, y)
+    refuse("no parameter to train", nn.Flatten(), x, y)
+    refuse("finite eps", linear(), x, y, threat=uf.linf())
+    refuse("leaves nothing", linear(), x, y, validation=60)
+    refuse("not finite", linear(), x * float("nan"), y)
+    refuse("choose is", linear(), x, y, choose="best")
+
+
+def test_a_training_interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    x, y = strong_and_weak_features()
+    how = {"threat": BALL, "recipe": Recipe(epochs=6, batch_size=64, lr=0.03, ema=0.9), "validation": 100, "name": "o"}
+    whole = linear()
+    want = trainer.fit(whole, x, y, objectives.adversarial(STEP, BALL), **how)
+
+    class Enough(Exception):
+        pass
+
+    def stop(line: Line) -> None:
+        if line.epoch == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        trainer.fit(linear(), x, y, objectives.adversarial(STEP, BALL), out=tmp_path / "t", on_line=stop, **how)
+    files = sorted(p.name for p in (tmp_path / "t").iterdir())
+    assert len(files) == 3 and files[2] == "training.json"
+    module = linear()
+    done = trainer.fit(module, x, y, objectives.adversarial(STEP, BALL), out=tmp_path / "t", resume=True, **how)
+    assert torch.equal(module.weight, whole.weight) and torch.equal(module.bias, whole.bias)
+    assert [(n.loss, n.strong) for n in done.lines] == [(n.loss, n.strong) for n in want.lines]
+    with pytest.raises(uf.InputError, match="another recipe"):
+        trainer.fit(
+            linear(), x, y, objectives.standard(), out=tmp_path / "t", resume=True, **how | {"recipe": Recipe(epochs=7)}
+        )
+    with pytest.raises(uf.InputError, match="exists already"):
+        trainer.fit(linear(), x, y, objectives.standard(), out=tmp_path / "t", **how)
+
+
+KILLED = """
+import sys, torch, unfooled as uf
+sys.path.insert(0, {root!r})
+from tests.test_trainer import BALL, STEP, linear, strong_and_weak_features
+from unfooled.core.fit import Recipe
+from unfooled.harden import objectives, trainer
+torch.set_num_threads(1)
+x, y = strong_and_weak_features()
+module = linear()
+trainer.fit(module, x, y, objectives.adversarial(STEP, BALL), threat=BALL, recipe=Recipe(epochs=40, batch_size=32),
+            validation=100, name="o", out=sys.argv[1], resume=sys.argv[2] == "resume")
+torch.save({{"weight": module.weight.detach()}}, sys.argv[1] + "/done.pt")
+"""
+
+
+def test_a_training_that_was_killed_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    code = KILLED.format(root=str(Path(__file__).parents[1]))
+    ends = []
+    for name, kills in (("whole", 0), ("killed", 1)):
+        folder, mode = tmp_path / name, "new"
+        for _ in range(kills):
+            child = subprocess.Popen([sys.executable, "-c", code, str(folder), mode])
+            until = time.monotonic() + 60
+            while time.monotonic() < until and not (folder / "training.json").exists():
+                time.sleep(0.02)
+            time.sleep(0.4)
+            assert json.loads((folder / "training.json").read_text())["best"] > 0
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait()
+            mode = "resume"
+        subprocess.run([sys.executable, "-c", code, str(folder), mode], check=True, timeout=120)
+        ends.append(torch.load(folder / "done.pt", weights_only=True)["weight"])
+    assert torch.equal(ends[0], ends[1])
