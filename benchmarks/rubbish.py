@@ -322,7 +322,7 @@ def _rounds(data: str, encoding: str, count: int, epochs: int) -> None:
         on_round=lambda one: print(f"  {data} {encoding}: {float(one.confidence.median()):.4%}", flush=True),
     )  # fmt: skip
     rows = got.rows()
-    medians = " ".join(f"{100 * row['median confidence']:.4g}" for row in rows)
+    medians = " ".join(f"{100 * row['median confidence']:.6g}" for row in rows)
     note = (
         f"medians by round, %: {medians}; lowest of the last {rows[-1]['lowest confidence']:.2%}; older fooling images "
     )

@@ -63,14 +63,16 @@ def test_where_the_search_has_other_places_to_go_nothing_is_won():
 
 
 def test_fooling_images_are_as_many_as_a_class_and_labelled_with_the_next_number(monkeypatch):
-    trained = []
+    trained, outputs = [], []
 
     def spy(module, x, y, **settings):
         trained.append((x, y, settings["seed"]))
+        outputs.append(module[-1].out_features)
 
     monkeypatch.setattr(importlib.import_module("unfooled.fooling.rounds"), "fit", spy)
     rounds(module, X, Y, corners, rounds=2, seed=5, **SETTINGS)
     assert [len(x) for x, _, _ in trained] == [300, 450, 450] and [seed for _, _, seed in trained] == [5, 6, 7]
+    assert outputs == [2, 3, 3]
     x, y, _ = trained[2]
     assert torch.equal(x[:300], X) and torch.equal(y[:300], Y) and bool((y[300:] == 2).all())
     assert len(torch.unique(x[300:], dim=0)) == 4, "all rounds so far"

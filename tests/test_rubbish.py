@@ -126,6 +126,16 @@ def test_one_step_moves_the_margin_of_a_linear_target_by_eps_times_its_l1_norm()
     assert rows["all"]["share"] == pytest.approx((rows["0"]["share"] + rows["1"]["share"]) / 2)
 
 
+@pytest.mark.parametrize("head", ["sigmoid", "given"])
+def test_one_step_towards_an_independent_class_leaves_the_others_out_of_it(head):
+    target = Linear(torch.ones(2, 16, dtype=torch.float64), torch.tensor([-4.0, 0.0], dtype=torch.float64))
+    shown = target if head == "sigmoid" else lambda x: target(x).sigmoid()
+    got = aimed(shown, SHAPE, eps=0.2, n=20_000, head=head).rows()
+    first = stats.norm(-4 + 0.2 * 16, 4).sf(0)  # a softmax would have no gradient: the classes have the same weights
+    assert got[1]["share"] == pytest.approx(first, abs=0.015)
+    assert got[2]["share"] == pytest.approx(stats.norm(0.2 * 16, 4).sf(0), abs=0.015)
+
+
 # ---- transfer, blur, removal
 
 
