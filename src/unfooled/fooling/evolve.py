@@ -82,7 +82,7 @@ class Pattern:
     name: ClassVar[str] = "cppn"
 
     shape: tuple[int, ...]
-    hidden: int = 24
+    hidden: int = 16
     growth: cppn.Growth = field(default_factory=cppn.Growth)
     dtype: torch.dtype = torch.float64
 

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ..core.explanation import COLOURS, INK, PALE, SOFT, Explanation
+from ..core.pictures import picture
 from ..errors import InputError
+from .ascent import Ascended
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,30 +24,43 @@ MOST = 60
 
 _COLUMNS = 10
 _CELL = (1.0, 1.42)  # inches: an image and the three lines under it
+_LEFT = 0.25  # inches beside them
 _HEAD = 0.4  # inches for the title of a block of rows
+
+
+Run: TypeAlias = "Evolution | Ascended"
+"""What a gallery shows."""
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery(Explanation):
-    """Images that a target is sure of, the surest `most` of each run; one block of rows per run.
+    """Images that a target is sure of, the surest of each run; one block of pictures per run.
 
     Attributes:
-        runs: evolutions of picture-shaped inputs [c, h, w] with one or three channels.
+        runs: evolutions or ascents of picture-shaped inputs [c, h, w] with one or three channels.
         most: images shown in all, shared among the runs.
     """
 
-    runs: tuple["Evolution", ...]
+    runs: tuple[Run, ...]
     most: int = MOST
 
     def shown(self) -> list[Tensor]:
         """Return for each run the places of the images that are drawn, in the order of their classes, int64 [m]."""
-        share_ = max(1, self.most // len(self.runs))
-        return [run.log_odds.argsort(descending=True, stable=True)[:share_].sort().values for run in self.runs]
+        few = max(1, self.most // len(self.runs))
+        return [_log_odds(run).argsort(descending=True, stable=True)[:few].sort().values for run in self.runs]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row per image drawn."""
+        """Return a row per image drawn; an ascent has no generation."""
         return [
-            {"run": number, "target": run.target, "seed": run.seed, **run.rows()[i]}
+            {
+                "run": number,
+                "target": run.target,
+                "encoding": _encoding(run),
+                "class": int(run.classes[i]),
+                "name": run.names[i],
+                "confidence": float(_log_odds(run)[i].sigmoid()),
+                "generation": _generation(run, i),
+            }
             for number, (run, places) in enumerate(zip(self.runs, self.shown(), strict=True))
             for i in places.tolist()
         ]
@@ -58,32 +73,32 @@ class Gallery(Explanation):
         """Draw every image with its class, confidence and generation."""
         from matplotlib.gridspec import GridSpec
 
-        blocks = [math.ceil(len(places) / _COLUMNS) for places in self.shown()]
-        width = min(_COLUMNS, max(len(places) for places in self.shown()))
-        tall = [rows * _CELL[1] + _HEAD for rows in blocks]
+        shown = self.shown()
+        width = min(_COLUMNS, max(map(len, shown)))
+        lines = [math.ceil(len(places) / width) for places in shown]
+        total, across = sum(n * _CELL[1] + _HEAD for n in lines), max(6.0, width * _CELL[0] + 2 * _LEFT)
         figure.set_layout_engine("none")
-        figure.set_size_inches(max(6.0, width * _CELL[0] + 0.5), sum(tall))
-        total, left, across = sum(tall), 0.25, figure.get_figwidth()
+        figure.set_size_inches(across, total)
         top = total
-        for run, places, rows, high in zip(self.runs, self.shown(), blocks, tall, strict=True):
-            figure.text(left / across, (top - 0.12) / total, _title(run), fontsize=9, color=INK, va="top")
+        for run, places, n in zip(self.runs, shown, lines, strict=True):
+            figure.text(_LEFT / across, (top - 0.12) / total, _title(run, len(places)), fontsize=9, color=INK, va="top")
+            bottom = top - _HEAD - n * _CELL[1]
             grid = GridSpec(
-                rows, width, figure,
-                left=left / across, right=(left + width * _CELL[0]) / across,
-                top=(top - _HEAD) / total, bottom=(top - high) / total, hspace=0, wspace=0.08,
+                n, width, figure, left=_LEFT / across, right=(_LEFT + width * _CELL[0]) / across,
+                top=(top - _HEAD) / total, bottom=bottom / total, hspace=0, wspace=0.08,
             )  # fmt: skip
             for cell, i in enumerate(places.tolist()):
                 _picture(figure.add_subplot(grid[cell // width, cell % width]), run, i)
-            top -= high
+            top = bottom
 
 
-def gallery(*runs: "Evolution", most: int = MOST) -> Gallery:
-    """Return the gallery of one or several evolutions, such as both encodings or five seeds.
+def gallery(*runs: Run, most: int = MOST) -> Gallery:
+    """Return the gallery of one or several evolutions or ascents, such as both encodings or five seeds.
 
     Raises InputError when there are none or their inputs are no pictures of one or three channels.
     """
     if not runs or most < 1:
-        raise InputError("A gallery needs at least one evolution and one image.")
+        raise InputError("A gallery needs at least one run and one image.")
     for run in runs:
         if run.images.dim() != 4 or run.images.shape[1] not in (1, 3):
             raise InputError(
@@ -140,18 +155,20 @@ def draw_curves(figure: "Figure", runs: Sequence["Evolution"]) -> None:
         colour = COLOURS[encodings.index(run.encoding)]
         first = next(other for other in runs if other.encoding == run.encoding) is run
         generations = torch.arange(len(run.curve))
-        low, middle, high = run.curve.clamp(*_SHOWN).T
+        low, middle, high = run.curve.T
         axes.plot(generations, middle, color=colour, lw=1.6, label=f"{run.encoding}: median class" if first else None)
         axes.fill_between(
             generations, low, high, color=colour, alpha=0.3 / len(runs), lw=0,
             label=f"{run.encoding}: lowest to highest class" if first else None,
         )  # fmt: skip
-    sure = _odds(0.9999)
+    sure = math.log(9999)
     axes.axhline(sure, color=SOFT, lw=0.8, ls="--")
-    axes.set_yticks([_odds(p) for p in _TICKS], [_percent(p) for p in _TICKS])
-    bottom = min(float(run.curve.clamp(*_SHOWN).min()) for run in runs)
-    top = max(sure + 1, max(float(run.curve.clamp(*_SHOWN).max()) for run in runs))
-    axes.set_ylim(max(bottom, _odds(1e-6)) - 0.5, min(top, _odds(1 - 1e-8)) + 0.5)
+    values = torch.cat([run.curve[run.curve.isfinite()] for run in runs])
+    low, high = max(float(values.min()), -8 * _DECADE), max(float(values.max()), sure)
+    step = 2 ** max(1, math.ceil(math.log2((high - low) / _DECADE / 8)))
+    decades = range(math.ceil(low / _DECADE / step) * step, math.floor(high / _DECADE) + 1, step)
+    axes.set_yticks([n * _DECADE for n in decades], [_nines(n) for n in decades])
+    axes.set_ylim(low - 0.5, high + 0.5)
     axes.set_xlim(0, max(1, max(run.generations for run in runs)))
     axes.set_xlabel("generation")
     axes.set_ylabel("confidence in the image's class (log-odds scale)")
@@ -171,28 +188,45 @@ def share(log_odds: float) -> str:
     return f"{math.floor((1 - missing) * 10 ** (digits + 2) + 1e-6) / 10**digits:.{digits}f}%"
 
 
-def _percent(confidence: float) -> str:
-    return f"{100 * confidence:.8f}".rstrip("0").rstrip(".") + "%"
+_DECADE = math.log(10)
 
 
-def _odds(confidence: float) -> float:
-    return math.log(confidence) - math.log1p(-confidence)
+def _nines(n: int) -> str:
+    """Return the confidence whose odds are about 10^n: n nines."""
+    if n == 0:
+        return "50%"
+    if abs(n) > 6:
+        return f"$10^{{{n}}}$" if n < 0 else f"$1-10^{{-{n}}}$"
+    return f"{100 * (10.0**n if n < 0 else 1 - 10.0**-n):.6f}".rstrip("0").rstrip(".") + "%"
 
 
-_TICKS = (1e-6, 1e-4, 0.01, 0.1, 0.5, 0.9, 0.99, 0.9999, 0.999999, 0.99999999)
-_SHOWN = (_odds(1e-7), _odds(1 - 1e-9))
+def _log_odds(run: Run) -> Tensor:
+    if isinstance(run, Ascended):
+        p = run.confidences.double().cpu()
+        return p.log() - torch.log1p(-p.clamp(max=1 - 1e-15))
+    return run.log_odds
 
 
-def _title(run: "Evolution") -> str:
-    part = f"{run.target}, {run.encoding} encoding, seed {run.seed}: "
-    few = f", {MOST} surest shown" if len(run.classes) > MOST else ""
-    return part + f"{len(run.classes)} classes after {run.generations} generations of {run.population} images{few}"
+def _encoding(run: Run) -> str:
+    return f"gradient ({run.regulariser})" if isinstance(run, Ascended) else run.encoding
 
 
-def _picture(axes: "Axes", run: "Evolution", i: int) -> None:
-    low, high = run.bounds
-    unit = ((run.images[i].float() - low) / (high - low)).clamp(0, 1)
-    axes.imshow(unit.permute(1, 2, 0).squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1, aspect="equal")
+def _generation(run: Run, i: int) -> int | None:
+    return None if isinstance(run, Ascended) else int(run.found[i])
+
+
+def _title(run: Run, shown: int) -> str:
+    some = (
+        f"{len(run.classes)} classes" if shown == len(run.classes) else f"{shown} surest of {len(run.classes)} classes"
+    )
+    if isinstance(run, Ascended):
+        return f"{run.target}, gradient ascent ({run.regulariser}): {some} after {len(run.history) - 1} steps"
+    part = f"{run.target}, {run.encoding} encoding, seed {run.seed}: {some} after "
+    return part + f"{run.generations} generations of {run.population} images"
+
+
+def _picture(axes: "Axes", run: Run, i: int) -> None:
+    axes.imshow(picture(run.images[i], run.bounds), cmap="gray", vmin=0, vmax=1)
     axes.set_anchor("N")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -200,6 +234,7 @@ def _picture(axes: "Axes", run: "Evolution", i: int) -> None:
         side.set_visible(True)
         side.set_color(PALE)
     name = run.names[i].split(",")[0]
-    name = name if len(name) <= 16 else f"{name[:15]}…"
-    said = f"{name}\n{share(float(run.log_odds[i]))}\ngen. {int(run.found[i])}"
-    axes.set_xlabel(said, fontsize=7, labelpad=3, color=INK, linespacing=1.25)
+    said = [name if len(name) <= 15 else f"{name[:14]}…", share(float(_log_odds(run)[i]))]
+    if not isinstance(run, Ascended):
+        said.append(f"gen. {int(run.found[i])}")
+    axes.set_xlabel("\n".join(said), fontsize=7, labelpad=3, color=INK, linespacing=1.25)
