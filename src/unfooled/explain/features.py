@@ -339,7 +339,7 @@ def _matched(
 
             z = begun
             for t in range(steps):
-                grad = asker.gradient(z, gap)[2]
+                grad = asker.gradient(z, gap)[2].to(z.dtype)
                 z = (z - lr * (1 - t / steps) * L2.steepest(grad)).clamp(*target.bounds)
             asker.scores(z)
             left = L2.size(seen.pop() - goal)

@@ -327,7 +327,7 @@ def _answers(asker: Asker, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the labels int64 [n] and the confidence in them [n], NaN where only labels can be had."""
     if asker.target.access < Access.SCORES:
         labels = asker.labels(x)
-        return labels, torch.full((len(x),), torch.nan)
+        return labels, torch.full((len(x),), torch.nan, device=x.device)
     scores = asker.scores(x)
     return scores.argmax(1), confidences(scores).amax(1)  # two confidences may round to the same, their scores not
 
