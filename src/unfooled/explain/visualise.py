@@ -171,7 +171,7 @@ def visualise(
     natural = None if data is None else _measured(asker, layer, wanted, data.to(device, dtype))
     known = asker.target.classes
     return Visualised(
-        layer=f"layer {layer}" if layer else "the scores", units=wanted, images=climb.x, reached=reached, random=at_random, natural=natural,
+        layer=_called(layer), units=wanted, images=climb.x, reached=reached, random=at_random, natural=natural,
         untrained=untrained,
         names=tuple(known[u[0]] if layer is None and known else ", ".join(map(str, u)) for u in wanted),
         bounds=asker.target.bounds, forward=asker.forward, backward=asker.backward, history=climb.history,
@@ -216,7 +216,7 @@ def _measured(asker: Asker, layer: str | None, units: tuple[Unit, ...], x: Tenso
         for part in asker.split(x):
             got = asker.scores(part)
             got = got if watch is None else watch.taken(len(part)).to(part.device)
-            parts.append(torch.stack([_mean(got[(slice(None), *u)]) for u in units]))
+            parts.append(torch.stack([_mean(got.movedim(0, -1)[u].movedim(-1, 0)) for u in units]))
     return torch.cat(parts, 1)
 
 
@@ -244,8 +244,8 @@ def _wanted(asker: Asker, layer: str | None, units: Sequence[int | Unit] | str, 
     alike = len({len(u) for u in listed}) == 1 and len(listed[0]) in (1, len(shape))
     if not alike or any(not 0 <= v < size for u in listed for v, size in zip(u, shape, strict=False)):
         raise InputError(
-            f"{f'Layer {layer}' if layer else 'The scores'}, of shape {tuple(shape)}, do not have the units {list(units)}: name channels by "
-            "their numbers, or neurons by their places along every axis."
+            f"There are no units {list(units)} in {_called(layer)}, of shape {tuple(shape)}: name channels by their "
+            "numbers, or neurons by their places along every axis."
         )
     return listed
 
@@ -258,3 +258,7 @@ def _mean(active: Tensor) -> Tensor:
 
 def _noise(seed: int, ids: np.ndarray, what: str, device: torch.device) -> Noise:
     return Noise(torch.from_numpy(row_keys(seed, ids, what)).to(device))
+
+
+def _called(layer: str | None) -> str:
+    return f"layer {layer}" if layer else "the scores"
