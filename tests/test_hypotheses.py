@@ -128,7 +128,8 @@ def test_linearity_is_supported_by_a_linear_target() -> None:
     y = target(x).argmax(1)
     found = uf.explain.by_linearity(target, x, y, uf.linf(0.1), one=fgsm(), many=pgd(steps=20), nearest=ddn())
     assert found.verdict == "supported", found.measurement
-    line, step, distance = found.predictions
+    line, step, distance, bend = found.predictions
+    assert bend.value == pytest.approx(0, abs=1e-4) and "parameters" in bend.against
     assert line.value == pytest.approx(1, abs=1e-4)
     assert step.value == pytest.approx(1, abs=0.1) and distance.value == pytest.approx(1, abs=0.03)
 

@@ -27,7 +27,7 @@ from ..errors import InputError
 from ..norms import L2
 from ._lines import random_directions
 from .features import relabelled
-from .linearity import logits_along
+from .linearity import local_linearity, logits_along
 from .manifold import CONTROL, FREE, OFF, ON, RANDOM, Manifold, dimples, off_manifold
 
 if TYPE_CHECKING:
@@ -524,6 +524,10 @@ LINEARITY: dict[str, Rule] = {
         "agreement of the linear distance with the true one", 0.8, 0.5,
         "the tangent at x predicts the boundary of a linear target exactly; off by two it predicts little",
     ),
+    "bend": Rule(
+        "share of a step's linear effect that bends add, at a tenth of the image", 0.2, 0.5,
+        "a linear target has 0; a half moves the boundary by about as much",
+    ),
     "contrast": Rule(
         "median distance of a non-linear net over this one", 2.0, 1.0,
         "Goodfellow's claim is that non-linear families such as RBF resist",
@@ -549,8 +553,10 @@ def by_linearity(
 
     `one` (FGSM) and `many` (PGD) attack within the threat, `nearest` looks for the smallest change (L2). The distance
     that the tangent at x predicts is min over classes of the gap over the length of its gradient (DeepFool's first
-    step); agreement is the smaller over the larger of the two. `contrast` is a target of a non-linear family on the
-    same data. Raises InputError for too few images, or where the target gets fewer than two right.
+    step); agreement is the smaller over the larger of the two. Where the target is a module, the bends along the
+    gradient (`local_linearity`, up to 64 images) are set against those in the parameters. `contrast` is a target of a
+    non-linear family on the same data. Raises InputError for too few images, or where the target gets fewer than two
+    right.
     """
     _check((x, y), "by_linearity")
     asker = Asker(target)
@@ -572,6 +578,13 @@ def by_linearity(
         _measured(rules["one step"], _ratio, *fooled, seed=seed),
         _measured(rules["distance"], _median, agreement, seed=seed),
     ]  # fmt: skip
+    if isinstance(asker.target.module, nn.Module):
+        some = slice(0, 64)
+        bends = local_linearity(target, x[some], y[some], eps=(0.1,), seed=seed).remainder[:, 0]
+        predictions.append(
+            _measured(rules["bend"], _median, bends[0], control=float(bends[2].median()), seed=seed,
+                      against="same step in the parameters")
+        )  # fmt: skip
     if contrast is not None:
         other = _smallest(contrast, (x, y), nearest, seed)
         both = other > 0
