@@ -51,8 +51,8 @@ def test_adversarial_training_gives_up_the_weak_features_and_plain_training_does
         again = uf.run(trainer.JUDGE, module, *strong_and_weak_features(), BALL)
         survived = sum(s == "survived" for s in again.status) / len(again.status)
         assert abs(survived - found[name].strong) < 0.15
-    assert found["plain"].clean > 0.95 and found["plain"].strong < 0.3
-    assert found["hard"].strong > 0.7 and found["hard"].clean < 0.9
+    assert found["plain"].strong < 0.3 and found["hard"].strong > 0.7
+    assert found["plain"].clean > found["hard"].clean + 0.05
 
 
 def test_the_best_epoch_is_kept_by_what_was_asked_for() -> None:

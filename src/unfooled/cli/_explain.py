@@ -120,6 +120,8 @@ def explain(
             )
         if against:
             others = {t.name: t for t in (targets.resolve(name, device=device) for name in against)}
+            for other in others.values():
+                _words.must_take(other, first)
         else:
             others = siblings(model) | (family(seen, seed) if seen is not None else {})
         live.say(f"explaining {model.name}")

@@ -13,7 +13,7 @@ from unfooled.core.explanation import Explanation
 from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError, UnfooledError
 
-from .geometry import slice_through, slice_towards
+from .geometry import distances, slice_through, slice_towards
 from .linearity import logits_along
 from .manifold import off_manifold, pca, spectrum
 from .transfer import transfer
@@ -114,7 +114,9 @@ def _questions(
     one, two = x[None], x_adv[None]
 
     def carried() -> Explanation:
-        others = {target.name: target} | {f"{n} (2)" if n == target.name else n: t for n, t in (relatives or {}).items()}
+        others = {target.name: target} | {
+            f"{n} (2)" if n == target.name else n: t for n, t in (relatives or {}).items()
+        }
         if len(others) < 2:
             raise InputError("There is no other target to show the change to.")
         return transfer(one, two, torch.tensor([label]), others, seed=seed)
@@ -135,15 +137,15 @@ def _questions(
         if not len(there):
             raise InputError(f"The natural examples hold none of class {label_adv}.")
         nearest = there[(there - x).flatten(1).norm(dim=1).argmin()]
-        return slice_through(
-            target, {"the example": one, "adversarial": two, "nearest natural one of that class": nearest[None]}
-        )
+        return slice_through(target, {"original": one, "adversarial": two, "real": nearest[None]})
 
     return [
         ("along", "What happens along the change, and along random ones?",
          lambda: logits_along(target, one, two - one, reach=2.0, seed=seed)),
         ("region", "Which region of the input space is it in?", lambda: slice_towards(target, one, two, seed=seed)),
         ("between", "Where do real examples of that class lie?", towards),
+        ("distance", "How far is the boundary along random directions?", 
+         lambda: distances(target, one, two, seed=seed)),
         ("manifold", "Does the change move along the data, or off it?", off),
         ("frequency", "Is the change coarse or fine?", lambda: spectrum(one, two, seed=seed)),
         ("transfer", "Does it fool other models?", carried),

@@ -8,7 +8,7 @@ from unfooled.core import record
 from unfooled.errors import safe_text
 from unfooled.report import figures
 from unfooled.report.files import finite
-from unfooled.report.page import template
+from unfooled.report.page import confidence, template
 from unfooled.report.panel import single_panel
 
 if TYPE_CHECKING:
@@ -61,10 +61,31 @@ def render(
         "e": example,
         "picture": figures.data_uri(picture),
         "parts": parts,
+        "facts": _facts(single, example),
         "command": command,
         "written": written,
     }
     return str(template("example.html.j2").render(view)) + "\n"
+
+
+def _facts(single: "Single", example: "Example") -> list[tuple[str, str]]:
+    """Return what changed, how little, and how sure the target was of both classes before and after."""
+    change = (example.x_adv - example.x).double()
+    size, own = float(change.norm()), float(example.x.double().norm())
+    width = single.bounds[1] - single.bounds[0]
+    moved = change != 0
+    before, after = single.original.confidences, single.adversarial.confidences
+    first, second = single.original.label, single.adversarial.label
+    levels = round(float(change.abs().max()) / width * 255)
+    return [
+        ("What changed", f"{int(moved.sum()):,} of {moved.numel():,} values, by at most {levels} of 255 grey levels"),
+        ("How little", f"L2 {size:.3g}, {size / own:.1%} of the image's own length" if own else f"L2 {size:.3g}"),
+        (f"Sure of {single.original.name}", f"{confidence(float(before[first]))} before, "
+         f"{confidence(float(after[first]))} after"),
+        (f"Sure of {single.adversarial.name}", f"{confidence(float(before[second]))} before, "
+         f"{confidence(float(after[second]))} after"),
+        ("Random noise", f"of the same size fools it in {single.noise_fooled} of {single.noise_draws} draws"),
+    ]  # fmt: skip
 
 
 def _part(part: Any, image: bytes) -> dict[str, Any]:
