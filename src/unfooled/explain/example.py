@@ -13,13 +13,22 @@ from unfooled.core.explanation import Explanation
 from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError, UnfooledError
 
+from .attribution import change_attribution
 from .geometry import distances, slice_through, slice_towards
 from .linearity import logits_along
 from .manifold import off_manifold, pca, spectrum
+from .neighbours import nearest_examples
 from .transfer import transfer
+from .visualise import visualise
 
 SOME = 2000
 """Natural examples that the manifold is made of and the nearest one is looked for among."""
+
+FULL = 1024
+"""Values of an input up to which slices and lines are drawn in full detail; larger ones get fewer points."""
+
+FEW = 256
+"""Of them, those whose activations are set beside the images that were made."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,9 @@ def _questions(
 ) -> list[tuple[str, str, Callable[[], Explanation]]]:
     """Return the parts of the page in their order: name, question, measurement."""
     one, two = x[None], x_adv[None]
+    detail = min(1.0, (FULL / max(1, x.numel())) ** 0.5)
+    points, lines = max(40, round(200 * detail)), max(5, round(20 * detail))
+    own, new = torch.tensor([label]), torch.tensor([label_adv])
 
     def carried() -> Explanation:
         others = {target.name: target} | {
@@ -119,7 +131,7 @@ def _questions(
         }
         if len(others) < 2:
             raise InputError("There is no other target to show the change to.")
-        return transfer(one, two, torch.tensor([label]), others, seed=seed)
+        return transfer(one, two, own, others, seed=seed)
 
     def natural() -> tuple[Tensor, Tensor]:
         if examples is None:
@@ -137,16 +149,22 @@ def _questions(
         if not len(there):
             raise InputError(f"The natural examples hold none of class {label_adv}.")
         nearest = there[(there - x).flatten(1).norm(dim=1).argmin()]
-        return slice_through(target, {"original": one, "adversarial": two, "real": nearest[None]})
+        return slice_through(target, {"original": one, "adversarial": two, "real": nearest[None]}, points=points)
 
     return [
         ("along", "What happens along the change, and along random ones?",
-         lambda: logits_along(target, one, two - one, reach=2.0, seed=seed)),
-        ("region", "Which region of the input space is it in?", lambda: slice_towards(target, one, two, seed=seed)),
+         lambda: logits_along(target, one, two - one, reach=2.0, control=lines, seed=seed)),
+        ("region", "Which region of the input space is it in?", lambda: slice_towards(target, one, two, points=points, seed=seed)),
         ("between", "Where do real examples of that class lie?", towards),
         ("distance", "How far is the boundary along random directions?", 
-         lambda: distances(target, one, two, seed=seed)),
+         lambda: distances(target, one, two, directions=5 * lines, seed=seed)),
         ("manifold", "Does the change move along the data, or off it?", off),
         ("frequency", "Is the change coarse or fine?", lambda: spectrum(one, two, seed=seed)),
         ("transfer", "Does it fool other models?", carried),
+        ("values", "Which values of the change move the answer?",
+         lambda: change_attribution(target, one, two, own, to=new, seed=seed)),
+        ("neighbours", "Which natural examples does the target now take it for?",
+         lambda: nearest_examples(target, torch.stack([x, x_adv]), *natural())),
+        ("sought", "What does the target look for in both classes?",
+         lambda: visualise(target, None, [label, label_adv], shape=tuple(x.shape), data=natural()[0][:FEW], seed=seed)),
     ]  # fmt: skip
