@@ -154,9 +154,10 @@ def _questions(
     return [
         ("along", "What happens along the change, and along random ones?",
          lambda: logits_along(target, one, two - one, reach=2.0, control=lines, seed=seed)),
-        ("region", "Which region of the input space is it in?", lambda: slice_towards(target, one, two, points=points, seed=seed)),
+        ("region", "Which region of the input space is it in?",
+         lambda: slice_towards(target, one, two, points=points, seed=seed)),
         ("between", "Where do real examples of that class lie?", towards),
-        ("distance", "How far is the boundary along random directions?", 
+        ("distance", "How far is the boundary along random directions?",
          lambda: distances(target, one, two, directions=5 * lines, seed=seed)),
         ("manifold", "Does the change move along the data, or off it?", off),
         ("frequency", "Is the change coarse or fine?", lambda: spectrum(one, two, seed=seed)),
