@@ -101,6 +101,7 @@ class Rubbish(Explanation):
         else:
             right.bar(range(len(self.classes)), shares.sort(descending=True).values.tolist(), color=COLOURS[0])
             right.set_xlabel("classes, most frequent first")
+        right.set_ylim(0, 1.05 * max(0.01, float(shares.max())))
         right.set_ylabel("share of the noise")
         right.set_title("called, above the threshold")
 
