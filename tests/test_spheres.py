@@ -96,7 +96,7 @@ def test_the_error_rate_and_its_bound() -> None:
     """Errors of a two-valued ellipsoid have a beta law; the cap of their share lies farther away than they do."""
     dim, count = 60, 6
     module = ellipsoid(two_valued(dim, count, 1.4, 0.8))
-    found = Spheres(dim, 1.3, 1, dim, (measured(module, dim, 1.3, name="given", tested=2000, attacked=40),))
+    found = Spheres(dim, 1.3, (measured(module, dim, 1.3, name="given", tested=2000, attacked=40),))
     row = found.rows()[0]
     share = float(1 - betainc(count / 2, (dim - count) / 2, 0.2 / 0.6))
     assert row["log10_low"] - 0.1 < math.log10(share) < row["log10_high"] + 0.1
@@ -111,7 +111,7 @@ def test_the_principled_model_has_no_errors() -> None:
 
 
 def test_the_experiment_small(same_luck: None) -> None:
-    settings: dict[str, Any] = {"dim": 20, "samples": 20_000, "width": 40, "tested": 2000, "attacked": 10}
+    settings: dict[str, Any] = {"dim": 20, "samples": 20_000, "width": 40, "tested": 2000, "attacked": 10, "lr": 1e-2}
     found = spheres(**settings)
     rows = {row["model"]: row for row in found.rows()}
     assert list(rows) == ["quadratic", "relu", "analytic"]

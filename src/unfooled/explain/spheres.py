@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS = ("quadratic", "relu", "analytic")
-_LR = {"quadratic": 1e-2, "relu": 1e-3}
+_LR = {"quadratic": 3e-2, "relu": 3e-4}
 _BLOCK = 4096
 
 
@@ -72,14 +72,15 @@ class Analytic(nn.Module):
 class Sphere:
     """What was measured of one model on the spheres of radius 1 (class 0) and `radius` (class 1).
 
-    `errors` inner and outer of `tested` fresh points each; `logs` [replicates] are natural logarithms of independent
-    unbiased estimates of the inner sphere's share of errors (`explain.volume`), nan where it found none; `distances`
-    [attacked] are those from random inner points to the nearest error that the search on the sphere found, inf where
-    it found none, `exact` [attacked] the true ones where they are known (else empty); `alpha` [dim] the quadratic
-    form's coefficients along its axes (else empty).
+    It was trained on `samples` points. `errors` inner and outer of `tested` fresh points each; `logs` [replicates] are
+    natural logarithms of independent unbiased estimates of the inner sphere's share of errors (`explain.volume`), nan
+    where it found none; `distances` [attacked] are those from random inner points to the nearest error that the search
+    on the sphere found, inf where it found none, `exact` [attacked] the true ones where they are known (else empty);
+    `alpha` [dim] the quadratic form's coefficients along its axes (else empty).
     """
 
     model: str
+    samples: int
     errors: tuple[int, int]
     tested: int
     logs: Tensor
@@ -96,8 +97,6 @@ class Spheres(Explanation):
 
     dim: int
     radius: float
-    samples: int
-    width: int
     models: tuple[Sphere, ...]
 
     size = (9.0, 4.0)
@@ -119,6 +118,7 @@ class Spheres(Explanation):
         wrong = (sphere.alpha > 1) | (sphere.alpha < self.radius**-2)
         return {
             "model": sphere.model,
+            "samples": sphere.samples,
             "errors_inner": sphere.errors[0],
             "errors_outer": sphere.errors[1],
             "tested": sphere.tested,
@@ -146,15 +146,13 @@ class Spheres(Explanation):
             axes = f", with {row['axes_wrong']} of {row['axes']} axes wrong" if row["axes"] else ""
             bound = f" (at most {row['bound']:.2f} is possible)" if math.isfinite(row["bound"]) else ""
             parts.append(
-                f"the {row['model']} network errs on {row['errors_inner']} inner ones{rate}{axes}, yet an error on "
+                f"the {row['model']} network, trained on {row['samples']:,}, errs on {row['errors_inner']} inner ones"
+                f"{rate}{axes}, yet an error on "
                 f"the sphere was found for {row['found']:.0%} of random points, on average {row['distance']:.2f} away"
                 f"{bound}"
             )
         first = self.models[0]
-        return (
-            f"Of {first.tested:,} fresh points of each sphere in {self.dim} dimensions, trained on {self.samples:,}: "
-            f"{'; '.join(parts)}."
-        )
+        return f"Of {first.tested:,} fresh points of each sphere in {self.dim} dimensions: {'; '.join(parts)}."
 
     def draw(self, figure: "Figure") -> None:
         """Draw the axes' coefficients, and the mean distance to an error over the error rate beside the bound."""
@@ -196,7 +194,7 @@ def spheres(
 
     "quadratic" has one hidden layer of squares, "relu" two layers of ReLU, both of `width`; every step of `fit` draws
     fresh points, `samples` in all (the paper: 50 million, which this is a scaled-down copy of). "analytic" is not
-    trained: the norm and a threshold, the control. `lr` None is 0.01 for the quadratic and 0.001 for the ReLU network.
+    trained: the norm and a threshold, the control. `lr` None is 0.03 for the quadratic and 0.0003 for the ReLU network.
     The search climbs the margin along the sphere from random points and then pulls the error it found towards the
     point; for the quadratic network the nearest error is computed too.
 
@@ -213,11 +211,14 @@ def spheres(
     found = []
     for name in models:
         module = _module(name, dim, radius, width, seed).to(device)
-        if name != "analytic":
-            y = torch.arange(samples) % 2
-            fit(module, torch.zeros(samples, 1), y, online(dim, radius, seed), epochs=1, lr=lr or _LR[name], seed=seed)
-        found.append(measured(module, dim, radius, name=name, tested=tested, attacked=attacked, seed=seed))
-    return Spheres(dim, radius, samples, width, tuple(found))
+        points = 0 if name == "analytic" else samples
+        if points:
+            y = torch.arange(points) % 2
+            fit(module, torch.zeros(points, 1), y, online(dim, radius, seed), epochs=1, lr=lr or _LR[name], seed=seed)
+        found.append(
+            measured(module, dim, radius, name=name, samples=points, tested=tested, attacked=attacked, seed=seed)
+        )
+    return Spheres(dim, radius, tuple(found))
 
 
 def online(dim: int, radius: float, seed: int) -> Objective:
@@ -237,7 +238,15 @@ def on_sphere(n: int, dim: int, what: str, device: torch.device) -> Tensor:
 
 
 def measured(
-    module: nn.Module, dim: int, radius: float, *, name: str, tested: int, attacked: int, seed: int = 0
+    module: nn.Module,
+    dim: int,
+    radius: float,
+    *,
+    name: str,
+    tested: int,
+    attacked: int,
+    samples: int = 0,
+    seed: int = 0,
 ) -> Sphere:
     """Return test errors, the share of errors, and distances to the nearest found error of a module with 2 classes."""
     target = Target(module, bounds=(-radius, radius), name=name)
@@ -262,6 +271,7 @@ def measured(
         exact = ellipsoid_distances(alpha, x.double() @ axes).cpu()
     return Sphere(
         model=name,
+        samples=samples,
         errors=(errors[0], errors[1]),
         tested=tested,
         logs=logs,
