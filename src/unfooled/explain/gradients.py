@@ -170,10 +170,11 @@ def gradients_side_by_side(
     got = {key: torch.stack(parts) for key, parts in found.items()}
     first = next(iter(askers.values())).target
     return SideBySide(
-        targets=tuple(askers), x=x.cpu(), y=y.cpu(), to=to.cpu(), gradients=got["gradients"], aligned=got["aligned"],
-        control=got["control"], on_edges=got["on"], control_edges=got["off"], threats=tuple(repr(ball) for ball in balls), images=got["images"],
-        confidences=got["sure"], changed=got["changed"], names=first.classes, bounds=first.bounds,
-        forward=sum(a.forward for a in askers.values()), backward=sum(a.backward for a in askers.values()),
+        targets=tuple(askers), x=x.cpu(), y=y.cpu(), to=to.cpu(), threats=tuple(repr(ball) for ball in balls),
+        gradients=got["gradients"], aligned=got["aligned"], control=got["control"], on_edges=got["on"],
+        control_edges=got["off"], images=got["images"], confidences=got["sure"], changed=got["changed"],
+        names=first.classes, bounds=first.bounds, forward=sum(asker.forward for asker in askers.values()),
+        backward=sum(asker.backward for asker in askers.values()),
     )  # fmt: skip
 
 

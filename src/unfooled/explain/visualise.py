@@ -70,7 +70,7 @@ class Visualised(Explanation):
     @property
     def gains(self) -> Tensor:
         """How far above the mean of random images the climb came, in their standard deviations, [k]."""
-        return (self.reached - self.random.mean(1)) / self.random.std(1).clamp(min=1e-12)
+        return _gains(self.reached, self.random)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a unit: the activation reached, and at natural and random images."""
@@ -132,6 +132,7 @@ def visualise(
     data: Tensor | None = None,
     steps: int = 128,
     lr: float = 0.05,
+    decay: float = 0.1,
     transforms: Sequence[ascent.Transform] | None = None,
     colours: Tensor | None = None,
     seed: int = 0,
@@ -140,10 +141,11 @@ def visualise(
     """Climb to the images (c, h, w) that most activate units of a named module (Olah et al. 2017, Distill).
 
     `layer` None: the scores, whose units are the classes. `units` are numbers of channels, whose activation is the mean
-    over all places, or places of single neurons (channel, row, column). The climb goes over Fourier coefficients, with
-    decay, and decorrelated colours (`colours`: see `colour_root`); every step sees the image shifted, turned and scaled
-    a little, or as `transforms` say ([]: as it is). `data` [n, c, h, w] are natural images to compare with; `shape` may
-    be left out then. Each unit has its own luck: its image does not depend on the other units.
+    over all places, or places of single neurons (channel, row, column). The climb goes over Fourier coefficients, which
+    lose the share `decay` a step (0: nothing; images become black and white), and decorrelated colours (`colours`: see
+    `colour_root`); every step sees the image shifted, turned and scaled a little, or as `transforms` say ([]: as it
+    is). `data` [n, c, h, w] are natural images to compare with; `shape` may be left out then. Each unit has its own
+    luck: its image does not depend on the other units.
 
     Raises:
         InputError: an unknown layer (the nearest names are offered) or unit, a layer that runs several times, or
@@ -162,37 +164,29 @@ def visualise(
     luck = _noise(seed, np.arange(_RANDOM), "random images", device)
     random = way.decode(way.drawn(luck, dtype=dtype))
     wanted = _wanted(asker, layer, units, random[:1])
-    climb, reached, at_random = _climb(asker, layer, wanted, way, random, steps, lr, transforms, seed)
+    keys = np.array([sum(v * 1_000_003**i for i, v in enumerate(u)) for u in wanted])
+    own = _noise(seed, keys, f"visualise {layer}", device)
+
+    def climbed(one: Asker) -> ascent.Ascent:
+        with ExitStack() as hooks:
+            return ascent.ascend(
+                one, _objective(one.target, layer, wanted, hooks), _SIZE * own.normal(0, way.parameters, dtype=dtype),
+                way.decode, steps=steps, noise=own, lr=lr, regularisers=[ascent.decay(decay)], transforms=transforms,
+            )  # fmt: skip
+
+    climb, at_random = climbed(asker), _measured(asker, layer, wanted, random)
     untrained = None
     if names := weighted(asker.target):
         twin = Asker(shuffled(asker.target, names, seed), batch_size=batch_size)
-        _, top, usual = _climb(twin, layer, wanted, way, random, steps, lr, transforms, seed)
-        untrained = (top - usual.mean(1)) / usual.std(1).clamp(min=1e-12)
+        untrained = _gains(climbed(twin).value, _measured(twin, layer, wanted, random))
     natural = None if data is None else _measured(asker, layer, wanted, data.to(device, dtype))
     known = asker.target.classes
     return Visualised(
-        layer=_called(layer), units=wanted, images=climb.x, reached=reached, random=at_random, natural=natural,
+        layer=_called(layer), units=wanted, images=climb.x, reached=climb.value, random=at_random, natural=natural,
         untrained=untrained,
         names=tuple(known[u[0]] if layer is None and known else ", ".join(map(str, u)) for u in wanted),
         bounds=asker.target.bounds, forward=asker.forward, backward=asker.backward, history=climb.history,
     )  # fmt: skip
-
-
-def _climb(
-    asker: Asker, layer: str | None, units: tuple[Unit, ...], way: Fourier, random: Tensor, steps: int, lr: float,
-    transforms: Sequence[ascent.Transform], seed: int,
-) -> tuple[ascent.Ascent, Tensor, Tensor]:  # fmt: skip
-    """Return the climb to every unit, the activations reached [k] and those at random images [k, r]."""
-    keys = np.array([sum(v * 1_000_003**i for i, v in enumerate(u)) for u in units])
-    noise = _noise(seed, keys, f"visualise {layer}", random.device)
-    start = _SIZE * noise.normal(0, way.parameters, dtype=random.dtype)
-    with ExitStack() as hooks:
-        objective = _objective(asker.target, layer, units, hooks)
-        climb = ascent.ascend(
-            asker, objective, start, way.decode, steps=steps, noise=noise, lr=lr, transforms=transforms,
-            regularisers=[ascent.decay(0.1)],
-        )  # fmt: skip
-    return climb, climb.value, _measured(asker, layer, units, random)
 
 
 def _objective(target: Target, layer: str | None, units: tuple[Unit, ...], hooks: ExitStack) -> PerRow:
@@ -258,6 +252,10 @@ def _mean(active: Tensor) -> Tensor:
 
 def _noise(seed: int, ids: np.ndarray, what: str, device: torch.device) -> Noise:
     return Noise(torch.from_numpy(row_keys(seed, ids, what)).to(device))
+
+
+def _gains(reached: Tensor, random: Tensor) -> Tensor:
+    return (reached - random.mean(1)) / random.std(1).clamp(min=1e-12)
 
 
 def _called(layer: str | None) -> str:
