@@ -179,6 +179,17 @@ def test_the_walk_finds_the_nearest_of_many_classes() -> None:
     assert (found / nearest).quantile(0.9) < 1.01 and (found / nearest).median() < 1.001
 
 
+def test_the_walk_meets_a_sphere_after_few_steps() -> None:
+    x = _planted()[0][:30] - 0.5
+
+    def inside(t: Tensor) -> Tensor:
+        gap = 1 - t.square().sum(1)
+        return torch.stack([gap, -gap], 1)
+
+    found = room.nearest_within(Asker(inside), x, torch.zeros(30, dtype=torch.int64), lambda v: v, steps=12)
+    assert torch.allclose(found, 1 - x.norm(dim=1).double(), rtol=2e-3)
+
+
 def test_dimples_need_images_that_the_target_gets_right() -> None:
     data, axes = _planted()
     target = _linear_along(axes, 1.0, 1.0)
