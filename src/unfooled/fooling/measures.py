@@ -150,7 +150,7 @@ class Blurred(Explanation):
         axes.set_xlabel("standard deviation of the blur, pixels")
         axes.set_ylabel("share of images, confidence")
         axes.set_ylim(-0.02, 1.02)
-        axes.legend(loc="best")
+        axes.legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
 
 
 @dataclass(frozen=True, eq=False)
