@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import unfooled as uf
 from unfooled.attacks import ddn, deepfool, fgsm, pgd
+from unfooled.core.ask import Asker
 from unfooled.explain import hypotheses as room
 from unfooled.explain.hypotheses import Prediction, Rule, judge
 from unfooled.testing import Linear
@@ -106,13 +107,18 @@ def test_overfitting_is_contradicted_where_all_fits_agree() -> None:
         y = _classes(n, seed=seed)
         return (0.5 + 0.15 * _draws(n, 1, 4, 4, seed=seed + 1) + 0.08 * (2 * y - 1).view(-1, 1, 1, 1)).clamp(0, 1), y
 
-    makes = [lambda seed: _Flat(16), lambda seed: nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 2))]
+    seeds = []
+    makes = [
+        lambda seed: seeds.append(seed) or _Flat(16),
+        lambda seed: nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Linear(8, 2)),
+    ]
     settings = {"epochs": 10, "lr": 1e-2}
     found = uf.explain.by_overfitting(
         makes[0], world(2000, 1), world(300, 5), pgd(steps=10), uf.linf(0.1), nearest=deepfool(),
         sizes=(500, 2000), capacities=makes, training=settings,
     )  # fmt: skip
     assert found.verdict == "contradicted", found.measurement
+    assert seeds[:2] == [0, 1]  # the two halves
     by = {p.rule.what: p for p in found.predictions}
     assert by["transfer to a net of the other half beyond noise"].value > 0.8
     assert by["median distance, most data over least"].value == pytest.approx(1, abs=0.1)
@@ -341,3 +347,20 @@ def test_verdicts_side_by_side() -> None:
 def test_bad_input_is_refused_with_its_mend(call: Callable[[Tensor, Tensor], object], says: str) -> None:
     with pytest.raises(uf.InputError, match=says):
         call(*_stripes(40))
+
+
+def test_the_natural_distance_is_to_the_nearest_image_of_another_class() -> None:
+    at = torch.tensor([[0.0], [0.1], [0.5], [1.0]])
+    found = room._to_another_class((at[:2], torch.tensor([0, 1])), (at, torch.tensor([0, 0, 1, 1])))
+    assert torch.allclose(found, torch.tensor([0.5, 0.0], dtype=torch.float64), atol=1e-6)
+
+
+def test_random_distances_are_the_closed_form_between_two_walls() -> None:
+    def between(x: Tensor) -> Tensor:
+        gap = 1 - (x[:, 0] - 1).abs()
+        return torch.stack([gap, -gap], 1)
+
+    x = torch.ones(3, 2)
+    found = room._random_distance(Asker(between), x, torch.zeros(3, dtype=torch.int64), 0, directions=800)
+    closed = torch.full((3,), 1 / math.cos(math.pi / 4), dtype=torch.float64)  # the median angle to the wall's normal
+    assert torch.allclose(found, closed, rtol=0.1)

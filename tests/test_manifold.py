@@ -294,6 +294,19 @@ def test_shifts_change_what_depends_on_the_place_alone() -> None:
     assert not bool(uf.explain.aliasing(by_the_sum, x).changed.any())
 
 
+@pytest.mark.parametrize("limit", [0.9, 1.1])
+def test_the_control_of_a_shift_is_of_the_same_size(limit: float) -> None:
+    one = 0.4 + 0.2 * torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    sizes = [(room._shift(one, *way) - one).norm() for way in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+
+    def near(t: Tensor) -> Tensor:
+        gap = limit * torch.stack(sizes).mean() - (t - one).flatten(1).norm(dim=1)
+        return torch.stack([gap, -gap], 1)
+
+    found = uf.explain.aliasing(near, one.expand(5, 1, 16, 16))
+    assert bool((found.changed == (limit < 1)).all()) and bool((found.control == (limit < 1)).all())
+
+
 def test_aliasing_is_the_same_again_and_refuses_vectors() -> None:
     x = torch.rand(4, 1, 16, 16)
     module = _sampler(4)
