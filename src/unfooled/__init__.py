@@ -34,6 +34,7 @@ __all__ = [
     "evaluate",
     "explain",
     "fooling",
+    "harden",
     "l0",
     "l1",
     "l2",
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from unfooled import attacks, certify, explain, fooling, losses, norms, report, stats, targets
+    from unfooled import attacks, certify, explain, fooling, harden, losses, norms, report, stats, targets
     from unfooled.attacks.transfer import transfer_matrix
     from unfooled.core.access import Access
     from unfooled.core.data import Data, load_data
@@ -80,7 +81,9 @@ _HOME = {
     "evaluate": ["doctor", "evaluate"],
 }
 _HOME_OF = {name: home for home, names in _HOME.items() for name in names}
-_ROOMS = frozenset({"attacks", "certify", "explain", "fooling", "losses", "norms", "report", "stats", "targets"})
+_ROOMS = frozenset(
+    {"attacks", "certify", "explain", "fooling", "harden", "losses", "norms", "report", "stats", "targets"}
+)
 
 
 class _House(ModuleType):

@@ -19,6 +19,7 @@ from unfooled.cli._eps import eps
 from unfooled.cli._evaluate import evaluate
 from unfooled.cli._explain import explain
 from unfooled.cli._fool import fool
+from unfooled.cli._harden import harden
 from unfooled.cli._list import list_
 from unfooled.cli._train import train
 from unfooled.cli._verify import verify
@@ -38,6 +39,7 @@ app.command(evaluate)
 app.command(doctor)
 app.command(attack)
 app.command(explain)
+app.command(harden)
 app.command(fool)
 app.command(eps)
 app.command(list_, name="list")

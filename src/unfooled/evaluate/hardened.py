@@ -1,0 +1,159 @@
+"""From a target to a harder one with the proof: trained within a budget, and measured before and after."""
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unfooled import harden
+from unfooled.core.data import Data
+from unfooled.core.fit import Objective, Recipe, Training
+from unfooled.core.result import Evaluation, Progress
+from unfooled.core.target import Target
+from unfooled.core.threat import Ball
+from unfooled.errors import InputError
+from unfooled.evaluate.measure import evaluate
+
+RAMP = 0.1
+"""Share of all steps over which the radius grows."""
+
+TRIAL = 3  # steps that are timed on a copy to see how many epochs a budget holds
+MOST = 200  # epochs of a budgeted training at most
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A hardened target, how its training went, and the same evaluation of it before and after."""
+
+    target: Target
+    training: harden.Hardened
+    before: Evaluation
+    after: Evaluation
+
+    def sentence(self) -> str:
+        """Return what hardening gained and what it cost."""
+        b, a = self.before, self.after
+        return (
+            f"Robust accuracy under {a.threat} at most {b.robust_accuracy:.1%} before and {a.robust_accuracy:.1%} "
+            f"after ({a.status}); clean accuracy {b.clean_accuracy:.1%} before and {a.clean_accuracy:.1%} after "
+            f"(n = {a.n}, suite {a.suite})."
+        )
+
+    def weights(self) -> bytes:
+        """Return the hardened module's weights as the bytes of a .safetensors file, under its own names."""
+        from safetensors.torch import save
+
+        assert isinstance(self.target.module, nn.Module)
+        state = self.target.module.state_dict()
+        return bytes(save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+
+
+def halves(data: Data, seed: int = 0) -> tuple[Data, Data]:
+    """Return four fifths of the data to train on and a fifth to measure on, drawn by the seed."""
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    cut = len(data) // 5
+    if cut < 1:
+        raise InputError(f"{len(data)} examples are too few to train on some and measure on others; give five or more.")
+    parts = (order[cut:], order[:cut])
+    train, test = (replace(data, x=data.x[rows], y=data.y[rows], files=None) for rows in parts)
+    return train, test
+
+
+class Worn(nn.Module):
+    """A target's module behind the target's normalisation: takes inputs within the bounds, as attacks make them."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        if not isinstance(target.module, nn.Module):
+            raise InputError(f"Only torch modules can be hardened; {target.name} is a {type(target.module).__name__}.")
+        self.module = target.module
+        self._target = [target]  # not a submodule
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the module's scores of x."""
+        (target,) = self._target
+        if target.mean is not None:
+            x = x - target._shaped(target.mean, x)
+        return self.module(x if target.std is None else x / target._shaped(target.std, x))
+
+
+def harden_target(
+    target: Target,
+    train: Data,
+    test: Data,
+    threat: Ball,
+    *,
+    recipe: str = "pgd",
+    budget: float | None = None,
+    epochs: int | None = None,
+    settings: dict[str, Any] | None = None,
+    choose: harden.Choose = "adversarial",
+    patience: int | None = None,
+    suite: str = "standard",
+    seed: int = 0,
+    out: Path | str | None = None,
+    resume: bool = False,
+    on_line: Callable[[harden.Line], None] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Proof:
+    """Measure a target, harden it, measure it again on the same held-out examples; its module is trained in place.
+
+    Args:
+        target: a torch module with its normalisation.
+        train, test: what it is trained on, and what both evaluations are of.
+        threat: a ball with a finite eps.
+        recipe: a name of `harden.WAYS`.
+        budget: seconds of training; a few steps are timed and as many epochs are made as fit, the evaluations apart.
+        epochs: how many, instead of a budget; 10 by default.
+        settings: other settings of `core.fit.Recipe`, such as lr and batch_size.
+        choose, patience, out, resume, on_line: as for `harden.fit`.
+        suite, seed, progress: as for `evaluate`.
+
+    Raises:
+        InputError: what `harden.fit` and `evaluate` raise, a target that is no torch module, a budget that holds no
+            epoch.
+    """
+    way, module = harden.way(recipe), Worn(target)
+    plan = Recipe(**{"epochs": epochs or 10, "seed": seed, **_usual(train), **way.recipe, **(settings or {})})
+    before = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
+    if budget is not None:
+        fits = _affordable(module, train, way.objective(threat, seed=seed), plan, budget)
+        plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
+    steps = plan.epochs * plan.replays * math.ceil(len(train) / plan.batch_size)
+    done = harden.fit(
+        module, train.x, train.y, way.objective(threat.within(target.bounds), seed=seed, ramp=round(RAMP * steps)),
+        threat=threat.within(target.bounds), recipe=plan, choose=choose, patience=patience, out=out, resume=resume,
+        name=recipe, on_line=on_line, validation=min(500, max(20, len(train) // 10)),
+    )  # fmt: skip
+    after = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
+    return Proof(target, done, before, after)
+
+
+def _usual(train: Data) -> dict[str, Any]:
+    """Return the settings that suit data of this size: batches of 128 and an average over about an epoch."""
+    batch = 128 if len(train) >= 5000 else 32
+    return {"batch_size": batch, "lr": 2e-3, "ema": min(0.999, 1 - 2 / (2 + len(train) / batch))}
+
+
+def _affordable(module: nn.Module, train: Data, objective: Objective, plan: Recipe, budget: float) -> int:
+    """Return how many epochs fit into `budget` seconds, by timing a few steps on a copy of the module."""
+    rows = plan.batch_size * TRIAL
+    trial = Recipe(**{**vars(plan), "epochs": 2})
+    timed = Training(copy.deepcopy(module), train.x[:rows], train.y[:rows], objective, trial)
+    timed.run_epoch()  # the first is slower
+    began = time.perf_counter()
+    timed.run_epoch()
+    share = min(rows, len(train)) / len(train)
+    fits = int(budget / ((time.perf_counter() - began) / share))
+    if fits < 1:
+        raise InputError(
+            f"The budget of {budget:.0f} s holds no epoch of {len(train):,} examples; "
+            "give a longer one or fewer examples."
+        )
+    return min(fits, MOST)
