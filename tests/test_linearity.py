@@ -65,6 +65,13 @@ def test_the_fit_is_the_best_of_all_continuous_ones() -> None:
     assert left(*knots.tolist()) == pytest.approx(best[2], abs=1e-6)
 
 
+def test_a_step_two_points_wide_is_three_pieces() -> None:
+    t = torch.linspace(-1, 1, 41)
+    r2, _, knots = piecewise(t, (t - t[20]).clamp(0, float(t[22] - t[20])))
+    assert float(r2[2]) == pytest.approx(1, abs=1e-6) and float(r2[1]) < 0.999
+    assert knots.tolist() == pytest.approx([float(t[20]), float(t[22])])
+
+
 def test_a_constant_logit_is_a_line() -> None:
     r2, residual, _ = piecewise(torch.linspace(-1, 1, 21), torch.full((2, 21), 7.3))
     assert r2.tolist() == [[1, 1, 1]] * 2 and float(residual.max()) < 1e-5

@@ -115,7 +115,7 @@ class Slice(Explanation):
         edges = _edges(self.labels.numpy())
         axes.contour(a, b, edges, levels=[0.5], colors="white", linewidths=0.6)
         handles: list[Any] = [
-            Patch(color=colours[j], label=f"{self.names[j]}, {share:.0%}" if share >= 0.005 else f"{self.names[j]}, <1%")
+            Patch(color=colours[j], label=f"{self.names[j]}, {f'{share:.0%}' if share >= 0.005 else '<1%'}")
             for j, share in list(self.shares().items())[:10]
         ]
         beyond = self.outside.numpy() > 0
