@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import unfooled as uf
 from unfooled.attacks import bim, fgsm
+from unfooled.explain._lines import random_directions
 from unfooled.explain.linearity import WAYS, growth, local_linearity, logits_along, piecewise
 from unfooled.testing import Linear, Spy
 
@@ -209,9 +210,18 @@ def test_a_square_in_x_is_not_linear_in_x_and_linear_in_its_weight() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.square() @ self.weight.T
 
-    x = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
+    x = torch.tensor([[3.0, 4.0]], dtype=torch.float64)
     found = local_linearity(Square(), x, torch.tensor([0]), eps=(0.01, 0.1), seed=1)
     assert float(found.remainder[2:].max()) < 1e-9
+    d = 5 * random_directions(x, 1, 1, "local_linearity")[:, 0]  # as long as x
+    w = Square().weight.detach()
+    expected = 0.1 * (d.square() @ w.T).norm() / (2 * (x * d) @ w.T).norm()
+    assert float(found.remainder[1, 1]) == pytest.approx(float(expected), rel=1e-5)
+    spread = x.square() @ w.T
+    spread = spread - spread.mean()
+    assert float(found.predicted[1, 0]) == pytest.approx(
+        float(0.01 * (2 * (x * d) @ w.T).norm() / spread.norm()), rel=1e-5
+    )
     assert float(found.remainder[0, 1] / found.remainder[0, 0]) == pytest.approx(10, rel=1e-4)
     assert math.isnan(found.at_effect(0, 1e9)) and found.at_effect(2, 0.05) < 1e-9
 
