@@ -274,7 +274,7 @@ def _write(folder: Path, found: "list[Run]", command: str) -> list[str]:
         record.write_bytes(folder / "curve.png", curves(*evolved).image())
         lines.append(f"curve: {folder / 'curve.png'}")
     buffer = io.BytesIO()
-    np.savez_compressed(
+    np.savez(
         buffer,
         images=torch.cat([run.images.float().cpu() for run in found]).numpy(),
         classes=torch.cat([run.classes.cpu() for run in found]).numpy(),

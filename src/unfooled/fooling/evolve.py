@@ -206,15 +206,12 @@ class Evolution(Explanation):
 
     def sentence(self) -> str:
         """Return the median and lowest confidence, beside that in the images of generation 0."""
-        sure = int(self.sure[-1])
         lowest, median, _ = (share(float(v)) for v in self.curve[-1])
-        text = f"After {self.generations} generations of {self.population} images ({self.encoding} encoding) "
-        text += f"{self.target} is at least {SURE:.2%} sure of {sure} of {len(self.classes)} "
-        text += f"{'class' if len(self.classes) == 1 else 'classes'}, median {median}, lowest {lowest}; "
         return (
-            text
-            + f"of the {len(self.control)} images that it began with its highest confidence had the median "
-            + (f"{float(self.control.median()):.1%}.")
+            f"After {self.generations} generations of {self.population} images ({self.encoding} encoding) "
+            f"{self.target} is at least {SURE:.2%} sure of the images of {int(self.sure[-1])} of {len(self.classes)} "
+            f"classes (median {median}, lowest {lowest}); in the {len(self.control)} random images of generation 0 the "
+            f"median of its highest confidence was {float(self.control.median()):.1%}."
         )
 
     def draw(self, figure: "Figure") -> None:
@@ -281,15 +278,16 @@ def evolve(
     if path is not None and path.exists():
         search.read(path)
     enough = math.inf if until is None else math.log(until) - math.log1p(-until)
-    saved, interrupted = time.monotonic(), False
+    due, interrupted = time.monotonic() + _SAVE_EVERY, False
     try:
         while search.done < generations and not search.lowest >= enough:
             search.step()
             if on_generation is not None:
                 on_generation(search.standing(generations))
-            if path is not None and time.monotonic() - saved > _SAVE_EVERY:
+            if path is not None and time.monotonic() > due:
+                begun = time.monotonic()
                 search.write(path)
-                saved = time.monotonic()
+                due = time.monotonic() + _SAVE_EVERY + 20 * (time.monotonic() - begun)  # a large one less often
     except KeyboardInterrupt:
         interrupted = True
         if search.done < 0:

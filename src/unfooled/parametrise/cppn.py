@@ -35,7 +35,8 @@ _AT_ONCE = 2**23  # numbers that all nodes of the genomes drawn together may hol
 class Growth:
     """How often a child differs from its parent: shares of connections, of nodes, and chances per genome.
 
-    A perturbed weight moves by a normal step of deviation `step`; one in ten is drawn anew from U[-reach, reach].
+    A perturbed weight moves by a normal step, one in ten is drawn anew from U[-reach, reach]. The deviation is
+    `step` u^2 with u uniform for each child, so that some children search widely and some closely.
     """
 
     weights: float = 0.5
@@ -43,8 +44,8 @@ class Growth:
     add_node: float = 0.2
     add_link: float = 0.3
     remove_link: float = 0.1
-    step: float = 0.5
-    reach: float = 3.0
+    step: float = 1.5
+    reach: float = 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,7 +202,8 @@ def _reweighted(genomes: Genomes, generator: torch.Generator, how: Growth) -> Ge
     shape = genomes.weight.shape
     luck = _uniform(shape, generator)
     hit, anew = luck < how.weights, luck < 0.1 * how.weights
-    near = genomes.weight + how.step * _normal(shape, generator)
+    deviation = how.step * _uniform((len(genomes), 1, 1), generator).square()
+    near = genomes.weight + deviation * _normal(shape, generator)
     drawn = (2 * _uniform(shape, generator) - 1) * how.reach
     changed = torch.where(anew, drawn, near.clamp(-how.reach, how.reach))
     return replace(genomes, weight=torch.where(hit & genomes.linked, changed, genomes.weight))
