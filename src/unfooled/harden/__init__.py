@@ -7,3 +7,12 @@ from .trainer import Choose as Choose
 from .trainer import Hardened as Hardened
 from .trainer import Line as Line
 from .trainer import fit as fit
+from .wrappers import Blurred as Blurred
+from .wrappers import Guarded as Guarded
+from .wrappers import Jpeg as Jpeg
+from .wrappers import Median as Median
+from .wrappers import Quantised as Quantised
+from .wrappers import RadialBasis as RadialBasis
+from .wrappers import RandomResized as RandomResized
+from .wrappers import Sigmoids as Sigmoids
+from .wrappers import overhead as overhead

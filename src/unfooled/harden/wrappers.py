@@ -1,0 +1,210 @@
+"""Defences that any module can wear: smoothed, quantised or re-encoded inputs, heads that may refuse, detectors.
+
+Each is a module of a module, so `unfooled evaluate` measures it like any other, with attacks that know it: what has no
+useful gradient (rounding, JPEG, a median over ties) is passed straight through, what is random is averaged over draws,
+and what refuses is attacked past its refusal.
+"""
+
+import io
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from unfooled.errors import InputError
+
+
+class Blurred(nn.Module):
+    """A module shown its images [b, c, h, w] through a Gaussian of standard deviation `sigma` pixels."""
+
+    line: Tensor
+
+    def __init__(self, module: nn.Module, sigma: float = 1.0) -> None:
+        super().__init__()
+        if not sigma > 0:
+            raise InputError(f"A blur needs a sigma larger than 0 pixels, not {sigma}.")
+        self.module = module
+        reach = math.ceil(3 * sigma)
+        line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
+        self.register_buffer("line", line / line.sum(), persistent=False)
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the module's answer to the blurred x; edges are repeated outwards."""
+        reach, c = len(self.line) // 2, x.shape[1]
+        line = self.line.to(x.dtype)
+        x = F.pad(x, (reach,) * 4, mode="replicate")
+        x = F.conv2d(x, line.view(1, 1, -1, 1).expand(c, 1, -1, 1), groups=c)
+        return self.module(F.conv2d(x, line.view(1, 1, 1, -1).expand(c, 1, 1, -1), groups=c))
+
+
+class Median(nn.Module):
+    """A module shown the median of each pixel's `size` x `size` neighbourhood (odd; edges are repeated outwards)."""
+
+    def __init__(self, module: nn.Module, size: int = 3) -> None:
+        super().__init__()
+        if size < 3 or size % 2 == 0:
+            raise InputError(f"A median needs an odd size of at least 3, not {size}.")
+        self.module, self.size = module, size
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the module's answer to the filtered x [b, c, h, w]."""
+        reach = self.size // 2
+        rows = F.pad(x, (reach,) * 4, mode="replicate").unfold(2, self.size, 1).unfold(3, self.size, 1)
+        return self.module(rows.flatten(4).median(4).values)
+
+
+class Quantised(nn.Module):
+    """A module shown its inputs in [0, 1] rounded to 2 ** `bits` even levels (feature squeezing, Xu et al. 2018)."""
+
+    def __init__(self, module: nn.Module, bits: int = 4) -> None:
+        super().__init__()
+        if not 1 <= bits <= 16:
+            raise InputError(f"bits must be from 1 to 16, not {bits}.")
+        self.module, self.levels = module, 2**bits - 1
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the module's answer to the rounded x."""
+        return self.module((x * self.levels).round() / self.levels)
+
+
+class Jpeg(nn.Module):
+    """A module shown its images in [0, 1] written as JPEG of this `quality` and read again, by Pillow, one by one."""
+
+    def __init__(self, module: nn.Module, quality: int = 75) -> None:
+        super().__init__()
+        if not 1 <= quality <= 95:
+            raise InputError(f"quality must be from 1 to 95, not {quality}.")
+        self.module, self.quality = module, quality
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the module's answer to x [b, c, h, w] with one or three channels, compressed."""
+        if x.dim() != 4 or x.shape[1] not in (1, 3):
+            raise InputError(f"JPEG holds images with one or three channels, not inputs of shape {tuple(x.shape)}.")
+        grey = (x.detach().clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        read = torch.from_numpy(np.stack([self._again(each) for each in grey])).to(x.device, x.dtype)
+        return self.module(read.permute(0, 3, 1, 2) / 255)
+
+    def _again(self, pixels: np.ndarray) -> np.ndarray:
+        from PIL import Image
+
+        file = io.BytesIO()
+        Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(file, "JPEG", quality=self.quality)
+        return np.asarray(Image.open(file)).reshape(pixels.shape)
+
+
+class RandomResized(nn.Module):
+    """A module shown its images at a random smaller size, at a random place on black (Xie et al. 2018, 1711.01991).
+
+    Every forward draws one size from `smallest` of the side to the whole, and one place, from the global random state.
+    """
+
+    def __init__(self, module: nn.Module, smallest: float = 0.8) -> None:
+        super().__init__()
+        if not 0 < smallest <= 1:
+            raise InputError(f"smallest is a share of the side, larger than 0 and at most 1, not {smallest}.")
+        self.module, self.smallest = module, smallest
+
+    def forward(self, x: Tensor) -> Any:
+        """Return the module's answer to x [b, c, h, w] resized and padded back to its size."""
+        h, w = x.shape[2:]
+        share = self.smallest + (1 - self.smallest) * float(torch.rand(()))
+        small = max(1, round(share * h)), max(1, round(share * w))
+        top, left = (int(torch.randint(whole - part + 1, ())) for whole, part in zip((h, w), small, strict=True))
+        x = F.interpolate(x, small, mode="bilinear", antialias=True, align_corners=False)
+        return self.module(F.pad(x, (left, w - small[1] - left, top, h - small[0] - top)))
+
+
+class Sigmoids(nn.Module):
+    """A body whose every score stands for its own class alone: log-odds, cut off so that "none of these" can win.
+
+    The scores [b, k + 1] are those of the body and, last, that of no class: the log-odds `threshold` below which no
+    class is believed. Give the target `reject="last"`. Train the body by `one_by_one`.
+    """
+
+    def __init__(self, module: nn.Module, threshold: float = 0.0) -> None:
+        super().__init__()
+        self.module, self.threshold = module, float(threshold)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the body's scores and the threshold's, [b, k + 1]."""
+        scores: Tensor = self.module(x)
+        return torch.cat([scores, torch.full_like(scores[:, :1], self.threshold)], 1)
+
+
+def one_by_one(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+    """Return the mean binary cross-entropy of k independent questions (an objective); y of k or more is no class."""
+    scores = module(x)
+    k = scores.shape[1]
+    wanted = F.one_hot(y.clamp(max=k), k + 1)[:, :k].to(scores.dtype)
+    return F.binary_cross_entropy_with_logits(scores, wanted)
+
+
+class Guarded(nn.Module):
+    """A module whose answer counts only where a detector lets it pass (Carlini and Wagner 2017, arXiv:1705.07263).
+
+    The detector maps x, or the `features` of x, to one score [b] or [b, 1], positive where it sees an attack. The
+    answers [b, k + 1] have "refused" last: the best score plus the detector's, so that it wins exactly where that is
+    positive and an attack on both has one margin to climb (their section 3.3). Give the target `reject="last"`.
+    """
+
+    def __init__(
+        self, module: nn.Module, detector: nn.Module, features: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.module, self.detector, self.features = module, detector, features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores and that of refusing, [b, k + 1]."""
+        scores: Tensor = self.module(x)
+        seen = self.detector(x if self.features is None else self.features(x)).reshape(len(scores), 1)
+        return torch.cat([scores, scores.amax(1, keepdim=True) + seen.to(scores.dtype)], 1)
+
+
+class RadialBasis(nn.Module):
+    """A shallow network of Gaussian units: scores -(x - mu_k)^T P_k (x - mu_k) with diagonal P_k >= 0, one per class.
+
+    The quadratic softmax of Goodfellow et al. 2014 (arXiv:1412.6572, section 4: "RBF network"): far from every centre
+    no class is near. With `refuse` (squared distance) there is a last score for "none of these".
+    """
+
+    def __init__(self, numel: int, classes: int, *, refuse: float | None = None) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.rand(classes, numel))
+        self.log_width = nn.Parameter(torch.full((classes, numel), math.log(1 / numel)))
+        self.refuse = refuse
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores [b, k] of x [b, ...], or [b, k + 1]."""
+        x, p = x.flatten(1), self.log_width.exp()
+        far = x.square() @ p.T - 2 * x @ (p * self.centre).T + (p * self.centre.square()).sum(1)
+        if self.refuse is None:
+            return -far
+        return torch.cat([-far, torch.full_like(far[:, :1], -self.refuse)], 1)
+
+
+def overhead(module: nn.Module, defended: nn.Module, x: Tensor, *, repeats: int = 20) -> dict[str, float]:
+    """Return what a defence costs: parameters and the time of a forward pass on x [b, ...], with and without it.
+
+    Times are medians of `repeats` alternating passes in seconds; on CUDA the device is waited for.
+    """
+    import time
+
+    def seconds(each: nn.Module) -> float:
+        began = time.perf_counter()
+        each(x)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        return time.perf_counter() - began
+
+    with torch.no_grad():
+        pairs = [(seconds(module), seconds(defended)) for _ in range(repeats + 2)][2:]
+    plain, worn = (sorted(column)[repeats // 2] for column in zip(*pairs, strict=True))
+    counts = [sum(p.numel() for p in each.parameters()) for each in (module, defended)]
+    return {
+        "parameters": counts[0], "parameters_defended": counts[1], "seconds": plain, "seconds_defended": worn,
+        "times_slower": worn / plain,
+    }  # fmt: skip

@@ -1,0 +1,140 @@
+"""Defences as modules: each does what its formula says, and the evaluation sees through it."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import unfooled as uf
+from unfooled.harden import wrappers
+
+
+def same() -> nn.Module:
+    return nn.Flatten()
+
+
+def test_a_blur_keeps_the_mean_and_is_the_gaussian() -> None:
+    x = torch.zeros(1, 1, 21, 21)
+    x[0, 0, 10, 10] = 1
+    out = wrappers.Blurred(same(), 1.5)(x).view(21, 21)
+    torch.testing.assert_close(out.sum(), torch.tensor(1.0))
+    d = torch.arange(-10, 11).float()
+    want = torch.exp(-(d[:, None] ** 2 + d**2) / (2 * 1.5**2))
+    torch.testing.assert_close(out[6:15, 6:15], (want / want.sum())[6:15, 6:15], rtol=0.02, atol=1e-4)
+    flat = torch.full((2, 3, 8, 8), 0.3)
+    torch.testing.assert_close(wrappers.Blurred(same())(flat).view_as(flat), flat)
+
+
+def test_a_median_removes_single_pixels_and_keeps_edges() -> None:
+    x = torch.zeros(1, 1, 9, 9)
+    x[..., 5:] = 1.0
+    edge = x.clone()
+    x[0, 0, 4, 2] = 1.0
+    torch.testing.assert_close(wrappers.Median(same(), 3)(x).view_as(x), edge)
+
+
+def test_levels_and_jpeg_are_what_files_hold() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 3, 16, 16)
+    out = wrappers.Quantised(same(), 2)(x)
+    assert sorted({round(v, 4) for v in out.flatten().tolist()}) == [0, 0.3333, 0.6667, 1]
+    assert float((out.view_as(x) - x).abs().max()) <= 1 / 6 + 1e-6
+    read = wrappers.Jpeg(same(), 50)(x).view_as(x)
+    for row, again in zip(x, read, strict=True):
+        file = io.BytesIO()
+        Image.fromarray((row * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "JPEG", quality=50)
+        want = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1).float() / 255
+        torch.testing.assert_close(again, want)
+    with pytest.raises(uf.InputError, match="one or three channels"):
+        wrappers.Jpeg(same())(torch.rand(1, 2, 8, 8))
+
+
+def test_random_resizing_is_random_and_keeps_the_size() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 1, 20, 20)
+    resized = wrappers.RandomResized(same(), 0.5)
+    made = [resized(x) for _ in range(8)]
+    assert all(m.shape == (2, 400) for m in made) and len({tuple(m[0].tolist()) for m in made}) == 8
+    torch.testing.assert_close(wrappers.RandomResized(same(), 1.0)(x), x.flatten(1))
+
+
+def test_independent_classes_may_all_say_no() -> None:
+    body = nn.Linear(3, 2)
+    with torch.no_grad():
+        body.weight.copy_(torch.tensor([[1.0, 0, 0], [0, 1, 0]]))
+        body.bias.zero_()
+    x = torch.tensor([[2.0, 1, 0], [-1, -2, 0]])
+    scores = wrappers.Sigmoids(body, 0.5)(x)
+    assert scores.argmax(1).tolist() == [0, 2]
+    y = torch.tensor([0, 2])
+    loss = wrappers.one_by_one(body, x, y, y, 0)
+    s = torch.sigmoid(torch.tensor([[2.0, 1], [-1, -2]]))
+    want = -(torch.log(s[0, 0]) + torch.log(1 - s[0, 1]) + torch.log(1 - s[1]).sum()) / 4
+    torch.testing.assert_close(loss, want)
+
+
+def test_a_guard_refuses_exactly_where_its_detector_is_positive() -> None:
+    torch.manual_seed(0)
+    module, detector = nn.Linear(5, 4), nn.Linear(5, 1)
+    x = torch.randn(200, 5)
+    scores = wrappers.Guarded(module, detector)(x)
+    positive = detector(x)[:, 0] > 0
+    assert torch.equal(scores.argmax(1) == 4, positive)
+    assert torch.equal(scores[:, :4].argmax(1), module(x).argmax(1))
+
+
+def test_a_radial_basis_is_quadratic_and_refuses_what_is_far() -> None:
+    torch.manual_seed(0)
+    net = wrappers.RadialBasis(6, 3, refuse=2.0)
+    x = torch.randn(4, 6)
+    p = net.log_width.exp()
+    want = -(p * (x[:, None] - net.centre).square()).sum(2)
+    torch.testing.assert_close(net(x)[:, :3], want, rtol=1e-4, atol=1e-4)
+    assert net(x * 100).argmax(1).tolist() == [3] * 4
+
+
+def test_what_a_defence_costs_is_measured() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    slow = wrappers.Guarded(module, nn.Sequential(nn.Flatten(), nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 1)))
+    cost = wrappers.overhead(module, slow, torch.rand(64, 1, 8, 8))
+    assert cost["parameters"] == 650 and cost["parameters_defended"] == 650 + 64 * 256 + 256 + 257
+    assert cost["times_slower"] > 1
+
+
+@pytest.mark.parametrize(
+    ("wrap", "said"),
+    [
+        (lambda m: wrappers.Blurred(m, 0), "larger than 0"),
+        (lambda m: wrappers.Median(m, 4), "odd size"),
+        (lambda m: wrappers.Quantised(m, 0), "1 to 16"),
+        (lambda m: wrappers.Jpeg(m, 99), "1 to 95"),
+        (lambda m: wrappers.RandomResized(m, 1.5), "share of the side"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(wrap: object, said: str) -> None:
+    with pytest.raises(uf.InputError, match=said):
+        wrap(same())
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda m: wrappers.Blurred(m, 0.6),
+        lambda m: wrappers.Quantised(m, 3),
+        pytest.param(lambda m: wrappers.Jpeg(m, 60), marks=pytest.mark.slow),
+        lambda m: wrappers.RandomResized(m, 0.9),
+    ],
+    ids=["blur", "bits", "jpeg", "resize"],
+)
+def test_the_evaluation_sees_through_them(wrap) -> None:
+    """A plain classifier behind such a defence is broken about as often as without it, where it still works."""
+    bare = uf.targets.resolve("digits-cnn").module
+    target = uf.Target(wrap(bare))
+    data = uf.load_data("digits", limit=40)
+    found = uf.evaluate(target, data, threat=uf.linf(0.1), suite="quick")
+    plain = uf.evaluate(uf.Target(bare), data, threat=uf.linf(0.1), suite="quick")
+    assert found.clean_accuracy > 0.7
+    assert found.robust_accuracy < plain.robust_accuracy + 0.15
