@@ -229,6 +229,7 @@ class Aligned(Explanation):
         found, control = ([row[key] for row in rows] for key in ("adversarial", "control"))
         axes.plot(self.counts, found, "o-", ms=4, color=COLOURS[0], label="aligned with the gradient")
         axes.plot(self.counts, control, "s--", ms=3, color=COLOURS[1], label="random directions")
+        axes.set_ylim(-0.02 * max(found), 1.25 * max(found) + 1)
         axes.set_xlabel("orthogonal directions tried")
         axes.set_ylabel("adversarial ones, mean over images")
         axes.grid(visible=True, color=PALE)
