@@ -16,13 +16,15 @@ from unfooled.cli import _words
 from unfooled.errors import InputError, MissingExtra, UnfooledError, safe_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from unfooled.cli._progress import Live
     from unfooled.core.target import Target
     from unfooled.fooling import Ascended, Evolution
     from unfooled.fooling.evolve import Generation
     from unfooled.fooling.gallery import Run
 
-ENCODINGS = ("direct", "cppn", "gradient")
+WAYS = ("direct", "cppn", "gradient")
 
 _BEGUN = "run.json"
 _ASIDE = ("resume", "resuming", "out")  # what decides nothing of the result
@@ -103,7 +105,7 @@ def fool(
     if resume is not None:
         known = _resumed(resume, given)
         return fool(known.pop("target"), **known, resuming=resume)
-    kinds, ways = _encodings(encoding), ("direct", "cppn")
+    kinds = _encodings(encoding)
     for value, option in ((population, "--population"), (runs, "--runs"), (steps, "--steps")):
         _words.at_least_one(value, option)
     if generations < 0:
@@ -113,7 +115,7 @@ def fool(
     inputs = _words.shape(shape)
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
     _need("matplotlib", "explain")
-    if set(kinds) & set(ways):
+    if set(kinds) != {"gradient"}:
         _need("ribs", "evolve")
 
     _words.load_torch()
@@ -174,7 +176,7 @@ class _Job:
     interrupted: bool = False
 
     def all(self, kinds: Sequence[str], seeds: Sequence[int]) -> "list[Run]":
-        """Run every encoding with every seed; ascent's images of one class differ too little between seeds."""
+        """Run every encoding of an evolution with every seed, and one ascent."""
         found: list[Run] = []
         for kind in kinds:
             for seed in seeds if kind != "gradient" else seeds[:1]:
@@ -190,7 +192,7 @@ class _Job:
 
     def evolve(self, kind: str, seed: int) -> "Evolution":
         from unfooled.core.pictures import percent
-        from unfooled.fooling import evolve
+        from unfooled.fooling.evolve import ENCODINGS, evolve
 
         def tell(g: "Generation") -> None:
             rate = g.forward / max(g.seconds, 1e-9)
@@ -199,9 +201,9 @@ class _Job:
             (self.live.say if sys.stderr.isatty() else self.live.note)(said)
 
         run = evolve(
-            self.model, self.shape, encoding=kind, classes=self.classes, generations=self.generations,  # type: ignore[arg-type]
-            population=self.population, seed=seed, archive=self.folder / f"archive-{kind}-{seed}.safetensors",
-            on_generation=tell, until=self.until,
+            self.model, self.shape, encoding=ENCODINGS[kind](self.shape), classes=self.classes,
+            generations=self.generations, population=self.population, seed=seed,
+            archive=self.folder / f"archive-{kind}-{seed}.safetensors", on_generation=tell, until=self.until,
         )  # fmt: skip
         self.interrupted = run.interrupted
         return run
@@ -219,8 +221,8 @@ class _Job:
 def _encodings(text: str) -> list[str]:
     kinds = list(dict.fromkeys(word.strip().lower() for word in text.split(",")))
     for kind in kinds:
-        if kind not in ENCODINGS:
-            raise InputError(f"--encoding {kind!r}: give one or several of {', '.join(ENCODINGS)}.")
+        if kind not in WAYS:
+            raise InputError(f"--encoding {kind!r}: give one or several of {', '.join(WAYS)}.")
     return kinds
 
 
@@ -290,12 +292,16 @@ def _write(folder: Path, found: "list[Run]", command: str) -> list[str]:
 
 
 def _kind(run: "Run") -> str:
-    return str(getattr(run, "encoding", "gradient"))
+    from unfooled.fooling import Evolution
+
+    return run.encoding if isinstance(run, Evolution) else "gradient"
 
 
-def _sure(run: "Run") -> Any:
-    """The confidence in each image's class, float64 [k]."""
-    return (run.confidence if hasattr(run, "confidence") else run.confidences).double().cpu()
+def _sure(run: "Run") -> "Tensor":
+    """Return the confidence in each image's class, float64 [k]."""
+    from unfooled.fooling import Evolution
+
+    return run.confidence if isinstance(run, Evolution) else run.confidences.double().cpu()
 
 
 def _cost(run: "Run") -> dict[str, Any]:
