@@ -1,6 +1,5 @@
 """`unfooled explain`: one image that fools the target, and a page that says why."""
 
-import shlex
 import sys
 from pathlib import Path
 
@@ -129,19 +128,13 @@ def explain(
             example, model, adversarial=adversarial, data=shown, examples=seen, relatives=others, seed=seed,
             to=to, threat=ball, steps=steps, shape=inputs,
         )  # fmt: skip
-        page.write(single, found, folder, command=_command(given))
+        page.write(
+            single,
+            found,
+            folder,
+            command=_words.command_line("explain", ("target", "example"), given, without=("out",)),
+        )
     lines = [str(single), *found.sentences().values()]
     lines += [f"note: {name}: {why}" for name, why in found.omitted.items()]
     sys.stdout.write("".join(f"{safe_text(line)}\n" for line in [*lines, f"page: {folder / 'explanation.html'}"]))
     return 0
-
-
-def _command(given: dict[str, object]) -> str:
-    """Return the command line that makes the page again."""
-    words = ["unfooled", "explain", str(given["target"]), str(given["example"])]
-    for name, value in given.items():
-        if name in ("target", "example", "out") or value is None:
-            continue
-        for each in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", str(each)]
-    return shlex.join(words)

@@ -1,6 +1,5 @@
 """`unfooled harden`: from a classifier to a harder one, with the same evaluation before and after."""
 
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -157,12 +156,10 @@ def harden(
             progress=live,
         )  # fmt: skip
         record.write_bytes(folder / "hardened.safetensors", proof.weights())
-        words = ["unfooled", "harden", *(str(v) for v in (target, data) if v is not None)]
-        words += [w for k, v in given.items() if k not in ("target", "data", "out", "resume", "fresh") and v is not None
-                  for w in (f"--{k.replace('_', '-')}", str(v))]  # fmt: skip
         record.write_json(folder / "harden.json", {
             "sentence": proof.sentence(), "training": proof.training.sentence(), "epochs": proof.training.rows(),
-            "settings": proof.training.settings, "command": shlex.join([*words, *(["--fresh"] if fresh else [])]),
+            "settings": proof.training.settings,
+            "command": _words.command_line("harden", ("target", "data"), given, without=("out", "resume")),
         })  # fmt: skip
         for when, found in (("before", proof.before), ("after", proof.after)):
             if not (folder / when).exists():

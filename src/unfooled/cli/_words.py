@@ -1,8 +1,10 @@
 """Reading what users write on the command line, loading what it names, and the two consoles."""
 
 import re
+import shlex
 import signal
 import threading
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -169,6 +171,23 @@ def pointed_into(image: str, data: str | None, data_dir: Path | None) -> "Data |
     from unfooled.core.data import load_data
 
     return load_data(data, data_dir=data_dir)
+
+
+def command_line(verb: str, positional: Sequence[str], given: dict[str, Any], *, without: Collection[str] = ()) -> str:
+    """Return the command line of a verb: its positional arguments by name, then the options that were given.
+
+    What is None, or off, or named in `without` is left out; a list repeats its option.
+    """
+    words = ["unfooled", verb, *(str(given[name]) for name in positional if given[name] is not None)]
+    for name, value in given.items():
+        if name in positional or name in without or value is None or value is False:
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(option)
+        else:
+            words += [w for each in (value if isinstance(value, list) else [value]) for w in (option, str(each))]
+    return shlex.join(words)
 
 
 class Loaded(NamedTuple):
