@@ -1,7 +1,7 @@
 """Points on lines and planes: made in parts and asked in batches, and random directions that belong to the example."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -65,17 +65,25 @@ def class_name(target: Target, label: int) -> str:
     return str(names[label]) if names is not None and label < len(names) else str(label)
 
 
-def class_colours(count: int) -> np.ndarray:
-    """Return one RGB colour a class in [0, 1], [count, 3]: told apart, light enough for dark marks on top."""
+def short(name: str, most: int = 18) -> str:
+    """Return a name that fits into a legend."""
+    return name if len(name) <= most else name[: most - 1].rstrip(" ,") + "…"
+
+
+def colours_of(shown: Sequence[int], count: int) -> dict[int, tuple[float, float, float]]:
+    """Return an RGB colour in [0, 1] for each shown class: its own of up to ten classes, of more by its place."""
     base = np.array(
         [
             [0x4E, 0x79, 0xA7], [0xF2, 0x8E, 0x2B], [0x59, 0xA1, 0x4F], [0xE1, 0x57, 0x59], [0xB0, 0x7A, 0xA1],
             [0xED, 0xC9, 0x48], [0x76, 0xB7, 0xB2], [0x86, 0xC5, 0xF0], [0x9C, 0x75, 0x5F], [0x8C, 0x93, 0x9B],
         ]
     ) / 255  # fmt: skip
-    turns = np.arange(count) // len(base)
-    shade = 1 - 0.25 * (turns % 3)
-    return base[np.arange(count) % len(base)] * shade[:, None]
+    colours = {}
+    for place, label in enumerate(shown):
+        at = label if count <= len(base) else place
+        r, g, b = (base[at % len(base)] * (1 - 0.3 * (at // len(base) % 3))).tolist()
+        colours[label] = (r, g, b)
+    return colours
 
 
 def excess(z: Tensor, bounds: tuple[float, float]) -> Tensor:

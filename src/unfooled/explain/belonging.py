@@ -12,7 +12,7 @@ from unfooled.core.explanation import INK, SOFT, Explanation
 from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError, nearest
 
-from ._lines import check_rows, class_name
+from ._lines import check_rows, class_name, short
 from .geometry import Slice, slice_through
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Belonging(Explanation):
                 pixels = ((group.images[i] - lo) / (hi - lo)).clamp(0, 1).permute(1, 2, 0).float().numpy()
                 axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1)
                 axes.set_title(
-                    f"{self.names[int(group.label[i])]} {_percent(float(group.sure[i]))}",
+                    f"{short(self.names[int(group.label[i])], 11)} {_percent(float(group.sure[i]))}",
                     fontsize=7.5, loc="center", color=colour, pad=2, y=-0.2,
                 )  # fmt: skip
 

@@ -15,7 +15,7 @@ from unfooled.core.explanation import COLOURS, INK, Explanation
 from unfooled.core.target import Target
 from unfooled.errors import InputError
 
-from ._lines import asked, check_like, check_rows, class_colours, class_name, excess, lengths, random_directions
+from ._lines import asked, check_like, check_rows, class_name, colours_of, excess, lengths, random_directions, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -106,17 +106,20 @@ class Slice(Explanation):
         from matplotlib.lines import Line2D
         from matplotlib.patches import Patch
 
-        colours = class_colours(max(len(self.names), 1))
+        shares = self.shares()
+        colours = colours_of(list(shares), len(self.names))
         a, b = self.a.tolist(), self.b.tolist()
         sure = 0.25 + 0.75 * self.confidence.clamp(0, 1).numpy()[..., None]
-        picture = 1 - sure * (1 - colours[self.labels.numpy()])
+        table = np.zeros((max(shares) + 1, 3))
+        table[list(colours)] = list(colours.values())
+        picture = 1 - sure * (1 - table[self.labels.numpy()])
         half = (a[1] - a[0]) / 2
         axes.imshow(picture, origin="lower", extent=(a[0] - half, a[-1] + half, b[0] - half, b[-1] + half))
         edges = _edges(self.labels.numpy())
         axes.contour(a, b, edges, levels=[0.5], colors="white", linewidths=0.6)
         handles: list[Any] = [
-            Patch(color=colours[j], label=f"{self.names[j]}, {f'{share:.0%}' if share >= 0.005 else '<1%'}")
-            for j, share in list(self.shares().items())[:10]
+            Patch(color=colours[j], label=f"{short(self.names[j])}, {f'{share:.0%}' if share >= 0.005 else '<1%'}")
+            for j, share in list(shares.items())[:10]
         ]
         beyond = self.outside.numpy() > 0
         if beyond.any() and not beyond.all() and not self.clamp:

@@ -22,7 +22,7 @@ from unfooled.core.target import Target, as_target, untouched
 from unfooled.core.threat import linf
 from unfooled.errors import InputError
 
-from ._lines import asked, check_like, check_rows, class_colours, class_name, excess, random_directions
+from ._lines import asked, check_like, check_rows, class_name, colours_of, excess, random_directions, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -115,31 +115,32 @@ class LogitsAlong(Explanation):
     def draw(self, figure: "Figure") -> None:
         """Draw the first example's logits, the random directions in grey, and which class wins below."""
         axes, strip = figure.subplots(2, 1, sharex=True, height_ratios=[14, 1.6])
-        at, colours = (self.t * self.eps[0]).tolist(), class_colours(len(self.names))
+        at = (self.t * self.eps[0]).tolist()
         first, last = self.scores[0], self.labels[0]
-        won = sorted(set(last.tolist()), key=lambda j: -int((last == j).sum()))
         own = int(last[len(at) // 2])
-        shown = [own, *(j for j in won if j != own)]
-        if len(self.names) <= 10:
-            shown += [j for j in range(len(self.names)) if j not in shown]
+        wins = [float((last == j).double().mean()) for j in range(len(self.names))]
+        highest = first.amax(0).tolist()
+        order = sorted(range(len(self.names)), key=lambda j: (j != own, -wins[j], -highest[j]))
+        colours, shown = colours_of(order, len(self.names)), order[:10]
         for line in self.random_scores[0, :, :, own].tolist():
             axes.plot(at, line, color=FAINT, linewidth=0.8, zorder=1)
-        axes.plot([], [], color=FAINT, linewidth=1.5, label=f"{self.names[own]}, random directions")
+        axes.plot([], [], color=FAINT, linewidth=1.5, label=f"{short(self.names[own])}, random directions")
         for j in shown:
             wide = 2.4 if j == own else 1.3
             axes.plot(at, first[:, j].tolist(), color=colours[j], linewidth=wide, zorder=3 if j == own else 2,
-                      label=f"{self.names[j]}{' (the example)' if j == own else ''}, R² {self.fit[0, j, 0]:.3f}"
+                      label=f"{short(self.names[j])}{' (the example)' if j == own else ''}, R² {self.fit[0, j, 0]:.3f}"
                       f" → {self.fit[0, j, 2]:.3f}")  # fmt: skip
         axes.axvline(0, color=SOFT, linewidth=0.8, linestyle=(0, (2, 2)), zorder=0)
         axes.grid(axis="y")
         axes.set_ylabel("logit (score of the class)")
         axes.set_title("Logits along the perturbation; R² of one line → three pieces")
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=1.4)
-        strip.imshow(colours[last.numpy()][None], aspect="auto", extent=(at[0], at[-1], 0, 1))
+        strip.imshow(np.stack([colours[j] for j in last.tolist()])[None], aspect="auto", extent=(at[0], at[-1], 0, 1))
         for begin, end, j in _stretches(last.tolist()):
-            if (end - begin) / len(at) > 0.05:
+            name = short(self.names[j])
+            if (end - begin) / len(at) > 0.03 + 0.016 * len(name):  # there is room for it
                 middle = (at[begin] + at[end - 1]) / 2
-                strip.text(middle, 0.5, self.names[j], ha="center", va="center", color=INK, fontsize=8, clip_on=True)
+                strip.text(middle, 0.5, name, ha="center", va="center", color=INK, fontsize=8, clip_on=True)
         strip.set_yticks([])
         strip.set_ylabel("wins", rotation=0, ha="right", va="center")
         strip.spines[:].set_visible(False)
