@@ -315,6 +315,13 @@ def test_rank_correlations_agree_with_scipy() -> None:
     for i in range(2):
         wanted = spearmanr(made.maps[i].abs().flatten(), theirs[i].abs().flatten()).statistic
         assert float(made.correlations[-1, i]) == pytest.approx(wanted, abs=1e-5)
+    x[:, :, 2:5] = 0.0  # of which products with the input know nothing
+    black = explain.attributions(target, x, classes, "input_x_gradient")
+    theirs = explain.attributions(twin, x, classes, "input_x_gradient").maps
+    for i in range(2):
+        told = x[i] > 0
+        wanted = spearmanr(black.maps[i][told].abs(), theirs[i][told].abs()).statistic
+        assert float(black.correlations[-1, i]) == pytest.approx(wanted, abs=1e-5)
 
 
 # ---- the change

@@ -34,9 +34,10 @@ class Attributions(Explanation):
     """Maps [n, ...] of what each value of x [n, ...] adds to the score of `classes` int64 [n].
 
     `stages` names the layers from which on, up to the scores, weights were shuffled, and `correlations` [s, n] are the
-    rank correlations of the maps' sizes before and after: a map that explains the network loses its own (Adebayo et al.
-    2018, cascading randomisation). `residual` [n] is what the maps miss of the score's change from the baseline, as a
-    share of it (None: the method does not claim completeness). `note` says where a method is not itself.
+    rank correlations of the maps' sizes before and after, over the values that are not 0 in both: a map that explains
+    the network loses its own (Adebayo et al. 2018, cascading randomisation). `residual` [n] is what the maps miss of
+    the score's change from the baseline, as a share of it (None: the method does not claim completeness). `note` says
+    where a method is not itself.
     """
 
     method: Method
@@ -365,8 +366,14 @@ def _share_of_half(maps: Tensor, moved: Tensor) -> Tensor:
 
 
 def _rank_correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Return Spearman's correlation of the sizes of two maps [n, ...], [n]; 0 where one of them is constant."""
-    ranks = [rankdata(t.flatten(1).abs().cpu().numpy(), axis=1) for t in (a, b)]
-    p, q = (r - r.mean(1, keepdims=True) for r in ranks)
+    """Return Spearman's correlation of the sizes of two maps [n, ...] over values that are not 0 in both, [n].
+
+    Values that are 0 in both, as products with black pixels are, say nothing of the network. 0 where a map is constant.
+    """
+    sizes = [t.flatten(1).abs().double().cpu().numpy() for t in (a, b)]
+    silent = (sizes[0] == 0) & (sizes[1] == 0)
+    ranks = [rankdata(np.where(silent, np.inf, size), axis=1) for size in sizes]  # behind all others
+    told = np.maximum((~silent).sum(1, keepdims=True), 1)
+    p, q = (np.where(silent, 0.0, r - np.where(silent, 0.0, r).sum(1, keepdims=True) / told) for r in ranks)
     size = np.sqrt((p**2).sum(1) * (q**2).sum(1))
     return torch.from_numpy((p * q).sum(1) / np.where(size > 0, size, 1.0)).to(a)

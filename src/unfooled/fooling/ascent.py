@@ -80,7 +80,7 @@ class Ascended(Explanation):
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row a class: its confidence, and the step at which the climb first passed 99.99%."""
-        sure = self.history > self._log_odds(0.9999)
+        sure = self.history >= self._log_odds(0.9999)
         return [
             {
                 "class": int(c),
