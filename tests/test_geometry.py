@@ -1,5 +1,6 @@
 """Slices, distances and curvature against half-spaces and spheres."""
 
+import copy
 import math
 
 import pytest
@@ -223,3 +224,28 @@ def test_bad_distances_and_curvatures_are_refused_in_one_sentence() -> None:
         curvature(target, x, x.clone())
     with pytest.raises(uf.InputError, match="two dimensions"):
         curvature(Linear.random((1,)), torch.rand(1, 1), torch.rand(1, 1))
+
+
+@pytest.mark.gpu
+def test_measurements_on_cuda_are_those_of_the_cpu() -> None:
+    from unfooled.explain.linearity import local_linearity, logits_along
+
+    module = nn.Sequential(nn.Flatten(), nn.Linear(24, 32), nn.Tanh(), nn.Linear(32, 4)).eval()
+    g = torch.Generator().manual_seed(0)
+    x, z = torch.rand(12, 2, 12, generator=g), torch.rand(12, 2, 12, generator=g)
+    z = z + 3 * torch.randn(z.shape, generator=g)
+    y = module(x).argmax(1)
+    differ = module(z).argmax(1) != y
+    x, y, z = x[differ], y[differ], z[differ]
+    assert len(x) >= 3
+    here, there = uf.Target(module), uf.Target(copy.deepcopy(module).cuda())
+    for measure, tensors in (
+        (lambda t: logits_along(t, x, z - x, points=21), ("scores", "random_scores")),
+        (lambda t: slice_towards(t, x[:1], z[:1], points=21), ("confidence",)),
+        (lambda t: distances(t, x, z, directions=8), ("random", "adversarial")),
+        (lambda t: curvature(t, x, z), ("directional",)),
+        (lambda t: local_linearity(t, x, y), ("predicted",)),
+    ):
+        cpu, cuda = measure(here), measure(there)
+        for name in tensors:
+            assert torch.allclose(getattr(cpu, name), getattr(cuda, name).cpu(), rtol=2e-2, atol=2e-3), name
