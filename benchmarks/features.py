@@ -66,7 +66,8 @@ class Setting:
     harden_with: str = "pgd(steps=3)"
     harden_epochs: int = 10
     relabel_with: str = "pgd(steps=15)"
-    match_steps: int = 40
+    matched: int = 15_000
+    match_steps: int = 30
     match_lr: float = 1.0
     seeds: tuple[int, ...] = (0, 1)
     published: bool = False
@@ -151,7 +152,9 @@ class Study:
                     "unit": "%",
                     "n": n,
                     "interval": list(wilson(hits, n)),
-                    "note": "; ".join(filter(None, [f"seeds {', '.join(map(str, by_seed))}", note])),
+                    "note": "; ".join(
+                        filter(None, [f"{learned:,} images", f"seeds {', '.join(map(str, by_seed))}", note])
+                    ),
                     "source": "arXiv 1905.02175",
                     "by_seed": {str(seed): counts[kind] for seed, counts in by_seed.items()},
                     "learned": learned,
@@ -178,6 +181,8 @@ def study(setting: Setting) -> None:
     def made(make: Callable[[], FeatureSet]) -> None:
         part, seconds = timed(make)
         sets.append(part)
+        results.SCRATCH.mkdir(parents=True, exist_ok=True)
+        (results.SCRATCH / f"{s.data}, {part.name}.png").write_bytes(part.image())
         this.learn(part, s.seeds[0], seconds)
 
     def moved(labels: Any, ball: Ball) -> FeatureSet:
@@ -189,8 +194,9 @@ def study(setting: Setting) -> None:
     hardened, spent = timed(lambda: this.trained(hard, s.harden_epochs))
     this.measure_target(f"hardened at {s.hardened!r}", hardened, spent)
     matching: dict[str, Any] = {"steps": s.match_steps, "lr": s.match_lr}
-    made(lambda: robust_set(hardened, this.x, this.y, **matching))
-    made(lambda: non_robust_set(plain, this.x, this.y, **matching))
+    some = (this.x[: s.matched], this.y[: s.matched])
+    made(lambda: robust_set(hardened, *some, **matching))
+    made(lambda: non_robust_set(plain, *some, **matching))
     made(sets[1].unchanged)
     for labels in ("random", "shifted"):
         made(partial(moved, labels, s.farther))
