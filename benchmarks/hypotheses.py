@@ -248,6 +248,7 @@ def by_features(case: Case) -> room.Hypothesis:
     return room.by_features(
         case.target(), partial(untrained, case.name), data, published.images(case.data, slice(797)), pgd(steps=20),
         uf.l2(MOVED[case.data]), training=SETTINGS[case.data],
+        name=f"{case.name}, changes of L2 size {MOVED[case.data]:g}",
     )  # fmt: skip
 
 

@@ -125,6 +125,12 @@ def test_overfitting_is_contradicted_where_all_fits_agree() -> None:
     assert [row["size"] for row in found.series["capacity"]] == [34, 16 * 8 + 8 + 18]
 
 
+def test_less_data_is_not_less_training() -> None:
+    made = room._as_many_steps({"epochs": 4, "batch_size": 128, "lr": 0.1}, 500, 8000)
+    assert made == {"epochs": 63, "batch_size": 128, "lr": 0.1}  # 63 steps an epoch against 4
+    assert room._as_many_steps({}, 100, 100)["epochs"] == 10
+
+
 # ---- linearity
 
 

@@ -427,8 +427,8 @@ def by_overfitting(
 
     Two nets of different seeds learn disjoint halves of `train`; what fools the first on `test` is shown to the second,
     with the same change under random signs as the control. Then nets learn from the first `sizes` rows of a shuffle,
-    and nets of growing `capacities` learn from all: their smallest changes (`nearest`, L2) are compared on the images
-    that both ends get right; both predictions are left out where nothing is given.
+    in as many steps each, and nets of growing `capacities` learn from all: their smallest changes (`nearest`, L2) are
+    compared on the images that both ends get right; both predictions are left out where nothing is given.
 
     Raises InputError for too few images, or sizes beyond the data.
     """
@@ -450,13 +450,20 @@ def by_overfitting(
             continue
         ends = []
         for size, module, data in settled:
-            net = _trained(module, data, training, seed)
+            net = _trained(module, data, _as_many_steps(training or {}, len(data[0]), len(settled[-1][2][0])), seed)
             ends.append(_smallest(net, test, nearest, seed))
             accuracy = {"size": size, "train": _accuracy(net, data), "test": _accuracy(net, test)}
             series.setdefault(kind, []).append(accuracy | {"distance": _middle(ends[-1])})
         both = (ends[0] > 0) & (ends[-1] > 0)
         predictions.append(_measured(rules[kind], _medians, ends[-1][both], ends[0][both], seed=seed))
     return Hypothesis("overfitting", name or type(first.module).__name__, tuple(predictions), series)
+
+
+def _as_many_steps(training: Mapping[str, Any], n: int, most: int) -> dict[str, Any]:
+    """Return settings with which n rows are learned in as many steps as `most` rows: less data, not less training."""
+    batch = training.get("batch_size", 128)
+    factor = math.ceil(most / batch) / math.ceil(n / batch)
+    return {**training, "epochs": max(1, round(training.get("epochs", 10) * factor))}
 
 
 def _carried_over(
