@@ -30,7 +30,6 @@ VOLUME = "Webb et al. 2019, arXiv 1811.07209 (the method)"
 GAAS = "Tramèr et al. 2017, arXiv 1704.03453"
 SPHERES = "Gilmer et al. 2018, arXiv 1801.02774"
 
-MNIST = {"particles": 100, "steps": 6, "replicates": 6}
 TARGETS: dict[str, dict[str, Any]] = {
     "digits-cnn": {"data": "digits", "shape": (1, 8, 8), "cost": {"particles": 300, "replicates": 8}, "l2": (0.5, 1.5)},
     "digits-cnn-robust": {
@@ -39,8 +38,18 @@ TARGETS: dict[str, dict[str, Any]] = {
         "cost": {"particles": 300, "replicates": 8},
         "l2": (0.5, 1.5),
     },
-    "mnist-cnn": {"data": "mnist", "shape": (1, 28, 28), "cost": MNIST, "l2": (1.5, 5.0)},
-    "mnist-cnn-robust": {"data": "mnist", "shape": (1, 28, 28), "cost": MNIST, "l2": (1.5, 5.0)},
+    "mnist-cnn": {
+        "data": "mnist",
+        "shape": (1, 28, 28),
+        "cost": {"particles": 150, "steps": 12, "replicates": 6},
+        "l2": (1.5, 5.0),
+    },
+    "mnist-cnn-robust": {
+        "data": "mnist",
+        "shape": (1, 28, 28),
+        "cost": {"particles": 100, "steps": 6, "replicates": 6},
+        "l2": (1.5, 5.0),
+    },
 }
 IMAGES, DIRECTIONS, SUBSPACES = 200, 200, 10
 DIMS = (1, 2, 5, 10, 20, 50)
@@ -232,7 +241,7 @@ def neighbourhood(name: str, plan: dict[str, Any]) -> None:
     print(name, "neighbourhood", round(time.process_time() - began, 1), "s", flush=True)
 
 
-def adversarial_spheres(squares: int = 400_000, relus: int = 100_000, tested: int = 100_000) -> None:
+def adversarial_spheres(squares: int = 1_000_000, relus: int = 100_000, tested: int = 100_000) -> None:
     """Write the table of the adversarial spheres."""
     began = time.process_time()
     found, rest = (

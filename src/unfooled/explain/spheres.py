@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MODELS = ("quadratic", "relu", "analytic")
-_LR = {"quadratic": 3e-2, "relu": 3e-4}
+_LR = {"quadratic": 1e-2, "relu": 3e-4}
 _BLOCK = 4096
 
 
@@ -193,8 +193,8 @@ def spheres(
     """Train networks to tell two concentric spheres apart, and look for errors on the inner one.
 
     "quadratic" has one hidden layer of squares, "relu" two layers of ReLU, both of `width`; every step of `fit` draws
-    fresh points, `samples` in all (the paper: 50 million, which this is a scaled-down copy of). "analytic" is not
-    trained: the norm and a threshold, the control. `lr` None is 0.03 for the quadratic and 0.0003 for the ReLU network.
+    50 fresh points, `samples` in all (the paper: 50 million, which this is a scaled-down copy of). "analytic" is not
+    trained: the norm and a threshold, the control. `lr` None is 0.01 for the quadratic and 0.0003 for the ReLU network.
     The search climbs the margin along the sphere from random points and then pulls the error it found towards the
     point; for the quadratic network the nearest error is computed too.
 
@@ -214,7 +214,16 @@ def spheres(
         points = 0 if name == "analytic" else samples
         if points:
             y = torch.arange(points) % 2
-            fit(module, torch.zeros(points, 1), y, online(dim, radius, seed), epochs=1, lr=lr or _LR[name], seed=seed)
+            fit(
+                module,
+                torch.zeros(points, 1),
+                y,
+                online(dim, radius, seed),
+                epochs=1,
+                batch_size=50,
+                lr=lr or _LR[name],
+                seed=seed,
+            )
         found.append(
             measured(module, dim, radius, name=name, samples=points, tested=tested, attacked=attacked, seed=seed)
         )
