@@ -1,6 +1,7 @@
 """Images as free numbers, the climb over them, and fooling images by gradients, against closed forms."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -294,6 +295,18 @@ def test_a_class_has_its_own_luck_and_the_same_seed_the_same_bits() -> None:
     other = ascend(net, (1, 4, 4), [3], steps=10, regulariser="robust", seed=1)
     assert torch.equal(alone.images, again.images)
     assert not torch.allclose(alone.images, other.images, atol=1e-3)
+
+
+def test_many_large_images_climb_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = RowNet(16, 5, seed=0)
+    whole = ascend(net, (1, 4, 4), steps=10, regulariser="robust")
+    module = sys.modules[ascend.__module__]
+    monkeypatch.setattr(module, "_VALUES", 2 * 16)
+    groups = ascend(net, (1, 4, 4), steps=10, regulariser="robust")
+    assert torch.allclose(whole.images, groups.images, atol=1e-5)
+    assert torch.allclose(whole.history, groups.history, atol=1e-4)
+    assert torch.allclose(whole.random, groups.random, atol=1e-6)
+    assert (whole.forward, whole.backward) == (groups.forward, groups.backward)
 
 
 def test_a_climb_that_is_enough_ends_nearer_to_its_start() -> None:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SHOWN = 20
 _RANDOM = 256
+_VALUES = 2**24  # of images that climb together: 64 MiB, a few times over
 
 
 @dataclass(frozen=True)
@@ -170,34 +171,45 @@ def ascend(
     device, dtype = asker.target.device, asker.target.work_dtype
     count = _classes_of(asker, shape)
     wanted = chosen(classes, count, asker.target.classes).to(device)
-    noise = Noise(torch.from_numpy(row_keys(seed, wanted.cpu().numpy(), "ascend")).to(device))
-    if start == "noise":
-        x = lo + (hi - lo) * noise.uniform(0, shape, dtype=dtype)
-    else:
-        x = torch.full((len(wanted), *shape), (lo + hi) / 2, dtype=dtype, device=device)
     recipe, enough = recipes[regulariser], log_odds(until, count)
     way = Fourier(shape, asker.target.bounds) if recipe.fourier else Pixels(asker.target.bounds)
-    climb = ascent.ascend(
-        asker,
-        lambda scores, rows: cross_entropy_targeted(_logits(scores), wanted[rows]).clamp(max=enough),
-        way.encode(x),
-        way.decode,
-        steps=steps,
-        noise=noise,
-        settle=way.settle,
-        optimiser=recipe.optimiser,
-        lr=lr if recipe.fourier else lr * (hi - lo),
-        regularisers=recipe.regularisers,
-        transforms=recipe.transforms,
-    )
-    sure = asker.confidences(climb.x).gather(1, wanted.view(-1, 1))[:, 0]
-    luck = Noise(torch.from_numpy(row_keys(seed, np.arange(_RANDOM), "random images")).to(device))
-    control = asker.confidences(lo + (hi - lo) * luck.uniform(0, shape, dtype=dtype)).amax(1)
+    room = max(1, _VALUES // math.prod(shape))
+
+    def noise_of(ids: Tensor, what: str) -> Noise:
+        return Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), what)).to(device))
+
+    def climbed(some: Tensor) -> ascent.Ascent:
+        noise = noise_of(some, "ascend")
+        if start == "noise":
+            x = lo + (hi - lo) * noise.uniform(0, shape, dtype=dtype)
+        else:
+            x = torch.full((len(some), *shape), (lo + hi) / 2, dtype=dtype, device=device)
+        return ascent.ascend(
+            asker,
+            lambda scores, rows: cross_entropy_targeted(_logits(scores), some[rows]).clamp(max=enough),
+            way.encode(x),
+            way.decode,
+            steps=steps,
+            noise=noise,
+            settle=way.settle,
+            optimiser=recipe.optimiser,
+            lr=lr if recipe.fourier else lr * (hi - lo),
+            regularisers=recipe.regularisers,
+            transforms=recipe.transforms,
+        )
+
+    climbs = [climbed(some) for some in wanted.split(room)]
+    images = torch.cat([climb.x for climb in climbs])
+    sure = asker.confidences(images).gather(1, wanted.view(-1, 1))[:, 0]
+    control = [
+        asker.confidences(lo + (hi - lo) * noise_of(ids, "random images").uniform(0, shape, dtype=dtype)).amax(1)
+        for ids in torch.arange(_RANDOM).split(room)
+    ]
     names = asker.target.classes or [str(c) for c in range(count)]
     return Ascended(
-        images=climb.x, classes=wanted, names=tuple(names[int(c)] for c in wanted), confidences=sure,
-        history=climb.history, random=control, regulariser=regulariser, target=asker.target.name,
-        forward=asker.forward, backward=asker.backward, count=count,
+        images=images, classes=wanted, names=tuple(names[int(c)] for c in wanted), confidences=sure,
+        history=torch.cat([climb.history for climb in climbs], 1), random=torch.cat(control),
+        regulariser=regulariser, target=asker.target.name, forward=asker.forward, backward=asker.backward, count=count,
         bounds=asker.target.bounds,
     )  # fmt: skip
 
