@@ -62,7 +62,7 @@ CASES = {
     ),
     "mobilenet_v2": Case(
         "ImageNet, MobileNetV2", published.mobilenet_v2, (3, 224, 224), generations=10**6, population=64, runs=1,
-        seconds=100.0, names=_with_background, published=_IMAGENET,
+        seconds=50.0, names=_with_background, published=_IMAGENET,
     ),
 }  # fmt: skip
 
