@@ -86,7 +86,7 @@ class Rounds(Explanation):
         axes, rows = figure.subplots(), self.rows()
         at = [row["round"] for row in rows]
         low, high = ([row[key] for row in rows] for key in ("lowest confidence", "highest confidence"))
-        axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.15, lw=0, label="lowest to highest")
+        axes.fill_between(at, low, high, color=COLOURS[0], alpha=0.15, lw=0, label="its lowest to its highest")
         for key, colour, line in (
             ("median confidence", 0, "-"),
             ("clean accuracy", 2, "-"),
@@ -99,7 +99,7 @@ class Rounds(Explanation):
         axes.set_xlabel("rounds of retraining with fooling images as a class")
         axes.set_ylabel("confidence, share of images")
         axes.set_ylim(-0.02, 1.04)
-        axes.legend(loc="center right")
+        axes.legend(loc="lower center", ncols=2, bbox_to_anchor=(0.5, 1.0))
 
 
 def rounds(
