@@ -242,6 +242,9 @@ def figures(names: list[str]) -> None:
     four = (y == 4).nonzero()[:1, 0]
     page = explain.logits_along(target("maxout"), x[four], gradient_signs("maxout", x[four], y[four]), reach=10)
     picture("explain-logits", page, page=True)
+    x, y = right("cifar_resnet20", 1)
+    signs = gradient_signs("cifar_resnet20", x, y)
+    picture("explain-logits-resnet20", explain.logits_along(target("cifar_resnet20"), x, signs, reach=1), page=True)
     for name in ("mnist-cnn", "mnist-cnn-robust", "digits-cnn"):
         x, _, x_adv = smallest(name, *right(name, 12))
         i = slice(1, 2)

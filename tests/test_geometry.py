@@ -66,6 +66,7 @@ def test_marks_lie_where_the_examples_are() -> None:
         gap = float((three[p] - three[q]).norm())
         assert float((places[p] - places[q]).norm()) == pytest.approx(gap, rel=1e-4)
     assert all(abs(off) < 1e-5 for _, _, off in found.marks.values())
+    assert sum(places.values())[:2].tolist() == pytest.approx([0, 0], abs=1e-5)  # their mean is the middle
     assert float(found.a[-1]) > max(float(p.norm()) for p in places.values())
     towards = slice_towards(target, three["one"], three["two"], points=11)
     across, up, off = towards.marks["adversarial"]
