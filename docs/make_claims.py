@@ -208,9 +208,9 @@ def carries_over(*found: dict[str, Any]) -> Said:
         for name, control in {cell["target"]: control for cell, control, _ in all_pairs}.items()
     )
     words = (
-        f"in {len(more)} of {len(all_pairs)} pairs of MNIST networks more carries over (Linf 0.2) than random signs do: "
-        f"{told or 'none'}; random signs: {noise}"
+        f"in {len(more)} of {len(all_pairs)} pairs of MNIST networks more carries over at Linf 0.2 than random signs do"
     )
+    words += f": {told or 'none'}; random signs: {noise}"
     return verdict(bool(more), words)
 
 
@@ -665,532 +665,240 @@ def section(title: str) -> Callable[..., None]:
     return row
 
 
+# fmt: off
 row = section("Ironing out the squiggles: an essay")
-row(
-    "A001",
-    "Inputs that look ordinary to people are something else entirely to a model",
-    measured("standard/cifar_resnet20", by=small_change),
-)
-row(
-    "A002",
-    "Training by gradient descent on the weights fits a function to the data",
-    tested("tests/test_fit.py::test_it_learns_what_a_line_can_separate"),
-)
-row(
-    "A003",
-    "The same gradient, taken at the pixels, lowers or raises the loss, by its sign",
-    tested(EQUATIONS + "test_one_gradient_leads_away_from_a_class_or_towards_one"),
-)
-row(
-    "A004",
-    "A tiny step along it makes the classifier wrong and utterly sure",
-    measured("claims/step cifar_resnet20 1/255", by=tiny_step),
-    measured("claims/step mnist-cnn 0.25", by=tiny_step),
-)
-row(
-    "A005",
-    "The steepest way up is exactly opposite to the steepest way down",
-    tested(EQUATIONS + "test_steepest_up_is_exactly_opposite_to_steepest_down"),
-)
-row(
-    "A006",
-    "The sensitivity is to many pixels moving together, and grows with their number",
+row("A001", "Inputs that look ordinary to people are something else entirely to a model",
+    measured("standard/cifar_resnet20", by=small_change))
+row("A002", "Training by gradient descent on the weights fits a function to the data",
+    tested("tests/test_fit.py::test_it_learns_what_a_line_can_separate"))
+row("A003", "The same gradient, taken at the pixels, lowers or raises the loss, by its sign",
+    tested(EQUATIONS + "test_one_gradient_leads_away_from_a_class_or_towards_one"))
+row("A004", "A tiny step along it makes the classifier wrong and utterly sure",
+    measured("claims/step cifar_resnet20 1/255", by=tiny_step), measured("claims/step mnist-cnn 0.25", by=tiny_step))
+row("A005", "The steepest way up is exactly opposite to the steepest way down",
+    tested(EQUATIONS + "test_steepest_up_is_exactly_opposite_to_steepest_down"))
+row("A006", "The sensitivity is to many pixels moving together, and grows with their number",
     measured("claims/pixels digits-cnn", by=together),
-    measured("linearity/growth", "linearity/growth random", by=exponents),
-)
-row(
-    "A007",
-    "Why it matters that a classifier fails on inputs made to fool it",
-    undecidable("a question of purpose; who may send what is part of every number here, as its threat", "README.md"),
-)
-row(
-    "A008",
-    "Is it a bird? Birds that are no birds to the network, and the reverse",
-    measured("geometry/bird", by=of_one_class),
-)
-row(
-    "A009",
-    "The learned class is a squiggly set that holds obvious non-members and lacks obvious members",
-    measured("geometry/bird", by=of_one_class),
-)
-row(
-    "A010",
-    "'The loss grows in this direction' only begins an explanation",
-    measured(*hypothesis(*HYPOTHESES), by=only_a_start),
-)
-row(
-    "A011",
-    "First hypothesis: the quirks of one overfitted solution",
-    measured(*hypothesis("overfitting"), by=supported),
-)
-row(
-    "A012",
-    "A principled design would do better than what descent finds",
-    measured("spheres/analytic found", "spheres/quadratic found", "spheres/relu found", by=principled),
-)
-row(
-    "A013",
-    "As a program that passed its tests has bugs elsewhere: others would have other bugs",
-    measured(
-        "halves/family: softmax regression", "halves/family: mnist-cnn", "halves/family: forest", by=shared_errors
-    ),
-)
-row(
-    "A014",
-    "Adversarial examples carry over between models, often to the same wrong class",
-    measured(*TRANSFER, by=carries_over),
-    measured(*TRANSFER, by=same_class),
-)
-row(
-    "A015",
-    "Trained on adversarial examples alone, a network reads the original test images",
-    missing("the four data sets of Ilyas et al."),
-)
-row(
-    "A016",
-    "Concentric spheres: no error in many samples, and yet points near every sample are wrong",
-    measured("spheres/quadratic errors", "spheres/relu errors", by=rare_and_near),
-)
-row(
-    "A017",
-    "Train on the worst point that an inner maximisation finds",
-    tested(
-        "tests/test_fit.py::test_adversarial_training_is_trained_on_what_the_attack_returns",
-        "tests/test_harden.py::test_on_a_linear_model_it_is_the_closed_form",
-    ),
-    measured("standard/digits-cnn", "standard/digits-cnn-robust", by=training),
-)
+    measured("linearity/growth", "linearity/growth random", by=exponents))
+row("A007", "Why it matters that a classifier fails on inputs made to fool it",
+    undecidable("a question of purpose; who may send what is part of every number here, as its threat", "README.md"))
+row("A008", "Is it a bird? Birds that are no birds to the network, and the reverse",
+    measured("geometry/bird", by=of_one_class))
+row("A009", "The learned class is a squiggly set that holds obvious non-members and lacks obvious members",
+    measured("geometry/bird", by=of_one_class))
+row("A010", "'The loss grows in this direction' only begins an explanation",
+    measured(*hypothesis(*HYPOTHESES), by=only_a_start))
+row("A011", "First hypothesis: the quirks of one overfitted solution",
+    measured(*hypothesis("overfitting"), by=supported))
+row("A012", "A principled design would do better than what descent finds",
+    measured("spheres/analytic found", "spheres/quadratic found", "spheres/relu found", by=principled))
+row("A013", "As a program that passed its tests has bugs elsewhere: others would have other bugs",
+    measured("halves/family: softmax regression", "halves/family: mnist-cnn", "halves/family: forest",
+        by=shared_errors))
+row("A014", "Adversarial examples carry over between models, often to the same wrong class",
+    measured(*TRANSFER, by=carries_over), measured(*TRANSFER, by=same_class))
+row("A015", "Trained on adversarial examples alone, a network reads the original test images",
+    missing("the four data sets of Ilyas et al."))
+row("A016", "Concentric spheres: no error in many samples, and yet points near every sample are wrong",
+    measured("spheres/quadratic errors", "spheres/relu errors", by=rare_and_near))
+row("A017", "Train on the worst point that an inner maximisation finds",
+    tested("tests/test_fit.py::test_adversarial_training_is_trained_on_what_the_attack_returns",
+        "tests/test_harden.py::test_on_a_linear_model_it_is_the_closed_form"),
+    measured("standard/digits-cnn", "standard/digits-cnn-robust", by=training))
 row("A018", "Robust classification needs larger models", missing("adversarial training at several sizes"))
-row(
-    "A019",
-    "Large L2 attacks on a robust MNIST network look like other digits",
-    measured("visual/gradients mnist-cnn", "visual/gradients mnist-cnn-robust", by=to_the_eye),
-)
-row(
-    "A020",
-    "Attacks on hardened networks change what people see; random changes of that size do not",
-    tested(
-        EQUATIONS + "test_the_largest_distance_between_two_pictures_of_224_pixels_is_388",
-        says="the arithmetic of distances holds",
-    ),
-    undecidable("the rest needs people who look for under a second"),
-)
-row(
-    "A021",
-    "Robust MNIST networks still fall to attacks by decisions alone",
-    measured("claims/decision mnist-cnn-robust", by=labels_near),
-)
-row(
-    "A022",
-    "Can more computing power, capacity and data iron out the squiggles?",
-    missing("a curve of robustness over size, data and training"),
-)
+row("A019", "Large L2 attacks on a robust MNIST network look like other digits",
+    measured("visual/gradients mnist-cnn", "visual/gradients mnist-cnn-robust", by=to_the_eye))
+row("A020", "Attacks on hardened networks change what people see; random changes of that size do not",
+    tested(EQUATIONS + "test_the_largest_distance_between_two_pictures_of_224_pixels_is_388",
+        says="the arithmetic of distances holds"), undecidable("the rest needs people who look for under a second"))
+row("A021", "Robust MNIST networks still fall to attacks by decisions alone",
+    measured("claims/decision mnist-cnn-robust", by=labels_near))
+row("A022", "Can more computing power, capacity and data iron out the squiggles?",
+    missing("a curve of robustness over size, data and training"))
 
 row = section("An introduction to adversarial attacks")
 row("A023", "Networks are fooled while the picture looks normal", measured("standard/cifar_resnet20", by=small_change))
-row(
-    "A024",
-    "A panda is changed so that it is an ostrich",
+row("A024", "A panda is changed so that it is an ostrich",
     tested("tests/test_panda.py::test_the_panda_is_turned_into_another_animal"),
-    measured("claims/panda ostrich", by=panda_turned),
-)
-row(
-    "A025",
-    "The world is exposed: cars, faces, traffic cameras",
-    tested(
-        "tests/test_spatial.py::test_a_street_sign_is_another_thing_from_every_side",
-        says="a photographed street sign fools from most of twenty simulated poses",
-    ),
-    missing("a printed sign and a real camera"),
-)
+    measured("claims/panda ostrich", by=panda_turned))
+row("A025", "The world is exposed: cars, faces, traffic cameras",
+    tested("tests/test_spatial.py::test_a_street_sign_is_another_thing_from_every_side",
+        says="a photographed street sign fools from most of twenty simulated poses"),
+    missing("a printed sign and a real camera"))
 row("A026", "A stop sign becomes a speed limit", missing("a classifier of traffic signs"))
 row("A027", "Changed characters or words flip a sentiment", missing("attacks on texts beyond the engine's own tests"))
 row("A028", "The fast gradient sign method", tested("tests/test_recipes.py::test_fgsm"))
 row("A029", "Plain gradient descent on the input", tested("tests/test_recipes.py::test_pixel_gradient"))
-row(
-    "A030",
-    "Examples carry over from a convolutional network to linear and other models",
-    measured("halves/family: mnist-cnn", by=across_families),
-)
-row(
-    "A031",
-    "Any model can be attacked: linear, deep, convolutional, recurrent",
-    tested(
-        "tests/test_regressor.py::test_a_linear_regressor_falls_at_the_exact_distance_and_not_before",
+row("A030", "Examples carry over from a convolutional network to linear and other models",
+    measured("halves/family: mnist-cnn", by=across_families))
+row("A031", "Any model can be attacked: linear, deep, convolutional, recurrent",
+    tested("tests/test_regressor.py::test_a_linear_regressor_falls_at_the_exact_distance_and_not_before",
         "tests/test_sklearn.py::test_gradient_attacks_reach_the_exact_distance_and_never_less",
         "tests/test_sklearn.py::test_black_box_attacks_break_what_is_asked",
         "tests/test_callables.py::test_recurrent_networks_fall_on_sequences_of_any_length",
-        says="linear regression, logistic regression, support vectors, forests, neighbours, recurrent networks",
-    ),
-    measured("standard/cifar_resnet20", by=small_change),
-)
+        says="linear regression, logistic regression, support vectors, forests, neighbours, recurrent networks"),
+    measured("standard/cifar_resnet20", by=small_change))
 row("A032", "White-box attacks use gradients", tested("tests/test_contract.py::test_found_above_the_exact_distance"))
-row(
-    "A033",
-    "Black-box attacks use inputs and outputs alone",
-    measured("queries/mnist-cnn/square/linf/unfooled", "queries/mnist-cnn/ray/linf/unfooled", by=black_box),
-)
-row(
-    "A034",
-    "Models see otherwise than people do",
-    undecidable("what people see needs people; what can be measured is how small a change suffices (A001)"),
-)
-row(
-    "A035",
-    "Reactive defence: a second classifier rejects adversarial inputs",
-    missing("a detector, attacked with its knowledge"),
-)
+row("A033", "Black-box attacks use inputs and outputs alone",
+    measured("queries/mnist-cnn/square/linf/unfooled", "queries/mnist-cnn/ray/linf/unfooled", by=black_box))
+row("A034", "Models see otherwise than people do",
+    undecidable("what people see needs people; what can be measured is how small a change suffices (A001)"))
+row("A035", "Reactive defence: a second classifier rejects adversarial inputs",
+    missing("a detector, attacked with its knowledge"))
 row("A036", "Reactive defence doubles the infrastructure", missing("the cost of a detector"))
-row(
-    "A037",
-    "Proactive defence: adversarial training",
-    measured("standard/digits-cnn", "standard/digits-cnn-robust", by=training),
-)
-row(
-    "A038",
-    "Adversarial training also raises the accuracy on clean images",
-    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner),
-)
-row(
-    "A039",
-    "Solved, it would open the way to design by optimising a model's input",
-    missing("a design task with a scorer that can be fooled"),
-)
+row("A037", "Proactive defence: adversarial training",
+    measured("standard/digits-cnn", "standard/digits-cnn-robust", by=training))
+row("A038", "Adversarial training also raises the accuracy on clean images",
+    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner))
+row("A039", "Solved, it would open the way to design by optimising a model's input",
+    missing("a design task with a scorer that can be fooled"))
 row("A040", "A few characters or words, and the sentiment flips", missing("a sentence before and after"))
 
 row = section("Why linear is enough: a discussion")
-row(
-    "A041",
-    "Not nonlinearity or overfitting: linear behaviour is the cause",
+row("A041", "Not nonlinearity or overfitting: linear behaviour is the cause",
     measured("agreement/fgsm-softmax", "agreement/fgsm-maxout", "agreement/fgsm-rbf", by=linear_falls),
-    measured(*hypothesis("linearity"), by=supported),
-)
-row(
-    "A042",
-    "Linear behaviour in many dimensions suffices",
+    measured(*hypothesis("linearity"), by=supported))
+row("A042", "Linear behaviour in many dimensions suffices",
     tested(EQUATIONS + "test_the_gain_grows_with_the_dimension_and_that_of_noise_with_its_root"),
-    measured("linearity/growth", "linearity/growth random", by=exponents),
-)
+    measured("linearity/growth", "linearity/growth random", by=exponents))
 row("A043", "w·(x + η) = w·x + w·η", tested(EQUATIONS + "test_the_score_changes_by_the_product_of_weights_and_change"))
-row(
-    "A044",
-    "In the max norm η = ε sign(w) is best and adds ε‖w‖₁",
-    tested(EQUATIONS + "test_eps_times_the_l1_norm_is_the_most_that_a_change_can_add"),
-)
+row("A044", "In the max norm η = ε sign(w) is best and adds ε‖w‖₁",
+    tested(EQUATIONS + "test_eps_times_the_l1_norm_is_the_most_that_a_change_can_add"))
 row("A045", "η = ε sign(∇ₓJ)", tested("tests/test_recipes.py::test_fgsm"))
-row(
-    "A046",
-    "Scores are piecewise linear in ε along the sign direction",
-    measured(
-        "linearity/maxout 10",
-        "linearity/mnist-cnn 10",
-        "linearity/digits-cnn 10",
-        "linearity/cifar_resnet20 1",
-        by=piecewise_linear,
-    ),
-)
-row(
-    "A047",
-    "Different architectures, trained on different subsets, fail on the same example",
-    measured(*carried_to(SAME_HALF), *carried_to(OTHER_HALF), by=halves),
-)
+row("A046", "Scores are piecewise linear in ε along the sign direction",
+    measured("linearity/maxout 10", "linearity/mnist-cnn 10", "linearity/digits-cnn 10", "linearity/cifar_resnet20 1",
+        by=piecewise_linear))
+row("A047", "Different architectures, trained on different subsets, fail on the same example",
+    measured(*carried_to(SAME_HALF), *carried_to(OTHER_HALF), by=halves))
 row("A048", "On ImageNet the changes cannot be told by eye", measured("claims/panda gibbon", by=panda_turned))
-row(
-    "A049",
-    "A Potemkin village: right on natural data, exposed where data are scarce",
-    measured("rubbish/maxout", "rubbish/mnist-cnn", by=sure_of_nothing),
-)
-row(
-    "A050",
-    "Nonlinear in its parameters, nearly linear in its input",
-    measured(
-        "linearity/maxout local", "linearity/mnist-cnn local", "linearity/cifar_resnet20 local", by=nearer_in_the_input
-    ),
-)
+row("A049", "A Potemkin village: right on natural data, exposed where data are scarce",
+    measured("rubbish/maxout", "rubbish/mnist-cnn", by=sure_of_nothing))
+row("A050", "Nonlinear in its parameters, nearly linear in its input",
+    measured("linearity/maxout local", "linearity/mnist-cnn local", "linearity/cifar_resnet20 local",
+        by=nearer_in_the_input))
 row("A051", "The graph of outputs against the perturbation", measured("linearity/maxout 10", by=piecewise_linear))
 row("A052", "A lecture on adversarial examples", undecidable(READING))
 row("A053", "An article on misconceptions about adversarial examples", undecidable(READING))
 row("A054", "Two tutorials", undecidable(READING))
 
 row = section("How can networks be fooled so easily? Questions and answers")
-row(
-    "A055",
-    "Evolved images, direct and indirect, of which the network is at least 99.6% sure",
-    measured("fooling/mobilenet_v2 direct", "fooling/mobilenet_v2 cppn", by=sure_images),
-)
-row(
-    "A056",
-    "Diverse evolved images, mean confidence 99.12%, five runs",
-    measured("fooling/mnist-cnn cppn", "fooling/mnist-cnn cppn diversity", by=diverse),
-)
-row(
-    "A057", "Stripes make a school bus: no windscreen or wheels needed", missing("fooling images with parts taken away")
-)
+row("A055", "Evolved images, direct and indirect, of which the network is at least 99.6% sure",
+    measured("fooling/mobilenet_v2 direct", "fooling/mobilenet_v2 cppn", by=sure_images))
+row("A056", "Diverse evolved images, mean confidence 99.12%, five runs",
+    measured("fooling/mnist-cnn cppn", "fooling/mnist-cnn cppn diversity", by=diverse))
+row("A057", "Stripes make a school bus: no windscreen or wheels needed",
+    missing("fooling images with parts taken away"))
 row("A058", "How can they be fooled so easily?", undecidable("a question; our answer", "docs/why.md"))
-row(
-    "A059",
-    "Whatever follows rules can be fooled, some more easily",
-    tested(
-        "tests/test_sklearn.py::test_black_box_attacks_break_what_is_asked",
+row("A059", "Whatever follows rules can be fooled, some more easily",
+    tested("tests/test_sklearn.py::test_black_box_attacks_break_what_is_asked",
         "tests/test_sklearn.py::test_gradient_attacks_reach_the_exact_distance_and_never_less",
-        says="trees, forests, neighbours and linear models fall too; that all systems do cannot be shown by examples",
-    ),
-)
-row(
-    "A060",
-    "People are fooled too, but otherwise; networks read noise that people cannot",
-    undecidable("needs people before the same noisy images"),
-)
+        says="trees, forests, neighbours and linear models fall too; that all systems do cannot be shown by examples"))
+row("A060", "People are fooled too, but otherwise; networks read noise that people cannot",
+    undecidable("needs people before the same noisy images"))
 row("A061", "AlexNet, as trained in Caffe", missing("its weights; MobileNetV2 and SqueezeNet stand in"))
-row(
-    "A062",
-    "An evolution engine with published code",
-    tested(
-        "tests/test_evolve.py::test_the_shipped_target_is_fooled_by_both_encodings",
-        says="an engine of our own on the archive of pyribs",
-    ),
-)
-row(
-    "A063",
-    "Fooling images by gradient ascent",
-    tested(
-        "tests/test_ascent.py::test_a_linear_target_is_fooled_in_every_class",
-        "tests/test_ascent.py::test_two_classes_meet_the_closed_form",
-    ),
-    measured("visual/ascent mnist-cnn", "visual/ascent digits-cnn", by=climbed),
-)
-row(
-    "A064",
-    "Random images get low confidence in all classes",
-    measured(
-        "rubbish/random-mobilenet_v2",
-        "rubbish/random-cifar_resnet20",
-        "rubbish/random-mnist-cnn",
-        "rubbish/random-digits-cnn",
-        by=unsure_of_random,
-    ),
-)
-row(
-    "A065",
-    "Recognisable images were wanted, unrecognisable ones came out",
-    undecidable("what is recognisable needs people"),
-)
+row("A062", "An evolution engine with published code",
+    tested("tests/test_evolve.py::test_the_shipped_target_is_fooled_by_both_encodings",
+        says="an engine of our own on the archive of pyribs"))
+row("A063", "Fooling images by gradient ascent",
+    tested("tests/test_ascent.py::test_a_linear_target_is_fooled_in_every_class",
+        "tests/test_ascent.py::test_two_classes_meet_the_closed_form"),
+    measured("visual/ascent mnist-cnn", "visual/ascent digits-cnn", by=climbed))
+row("A064", "Random images get low confidence in all classes",
+    measured("rubbish/random-mobilenet_v2", "rubbish/random-cifar_resnet20", "rubbish/random-mnist-cnn",
+        "rubbish/random-digits-cnn", by=unsure_of_random))
+row("A065", "Recognisable images were wanted, unrecognisable ones came out",
+    undecidable("what is recognisable needs people"))
 row("A066", "Static that fools has small blobs near the centre", measured("rubbish/ablated-direct", by=blobs))
-row(
-    "A067",
-    "Fooling images carry features that tell the class apart",
-    measured("rubbish/ablated-direct", "rubbish/ablated-cppn", by=parts_spared),
-)
-row(
-    "A068",
-    "Why a bagel and not a sun? The choice is among the known classes alone",
-    tested(EQUATIONS + "test_a_classifier_answers_whatever_it_is_shown_unless_it_may_refuse"),
-)
-row(
-    "A069",
-    "People need not recognise anything; networks must",
-    tested(
-        EQUATIONS + "test_a_classifier_answers_whatever_it_is_shown_unless_it_may_refuse",
-        says="what networks must is in the last layer; about people nothing is measured",
-    ),
-)
-row(
-    "A070",
-    "MNIST: static and patterns read as digits at 99.99%",
-    measured("fooling/mnist-cnn direct", "fooling/mnist-cnn cppn", by=sure_soon),
-)
-row(
-    "A071",
-    "A right image, imperceptibly changed, gets another class (L-BFGS)",
-    measured("shelf/mnist-cnn/lbfgs/l2/unfooled", by=smallest),
-)
+row("A067", "Fooling images carry features that tell the class apart",
+    measured("rubbish/ablated-direct", "rubbish/ablated-cppn", by=parts_spared))
+row("A068", "Why a bagel and not a sun? The choice is among the known classes alone",
+    tested(EQUATIONS + "test_a_classifier_answers_whatever_it_is_shown_unless_it_may_refuse"))
+row("A069", "People need not recognise anything; networks must",
+    tested(EQUATIONS + "test_a_classifier_answers_whatever_it_is_shown_unless_it_may_refuse",
+        says="what networks must is in the last layer; about people nothing is measured"))
+row("A070", "MNIST: static and patterns read as digits at 99.99%",
+    measured("fooling/mnist-cnn direct", "fooling/mnist-cnn cppn", by=sure_soon))
+row("A071", "A right image, imperceptibly changed, gets another class (L-BFGS)",
+    measured("shelf/mnist-cnn/lbfgs/l2/unfooled", by=smallest))
 row("A072", "Networks use features, people the whole", measured(*hypothesis("patches"), by=supported))
-row(
-    "A073",
-    "Retrained with fooling images as a class of their own: ImageNet networks improve, MNIST networks do not",
-    measured(
-        "rounds/mnist-direct", "rounds/mnist-cppn", "rounds/digits-direct", "rounds/digits-cppn", by=fooled_after_rounds
-    ),
-    missing("an ImageNet network retrained"),
-)
-row(
-    "A074",
-    "Without architecture and weights a network cannot be fooled",
-    measured("queries/mnist-cnn/square/linf/unfooled", "queries/mnist-cnn/ray/linf/unfooled", by=reversed_(black_box)),
-)
-row(
-    "A075",
-    "The same fooling image does not work on other networks",
-    measured(*TRANSFER, by=reversed_(carries_over)),
-    measured("rubbish/carried-direct-mnist-cnn", "rubbish/carried-cppn-mnist-cnn", by=reversed_(fooling_carries)),
-)
-row(
-    "A076",
-    "Data fill a small part of 3,072 dimensions; outside the network extrapolates linearly",
-    measured(
-        "manifold/mnist-cnn: share, PCA",
-        "manifold/digits-cnn: share, PCA",
-        "manifold/ResNet-20: share, PCA",
-        by=off_the_data,
-    ),
-    measured(*hypothesis("dimpled manifold"), by=supported),
-)
-row(
-    "A077",
-    "The attacker need only go to the nearest badly extrapolated point",
-    tested(
-        "tests/test_milp.py::test_the_smallest_changes_are_as_near_as_stated_and_never_nearer",
-        says="attacks come to the nearest such point of small networks, known exactly",
-    ),
-)
-row(
-    "A078",
-    "Logistic regression by hand: p = 0.0474 becomes 0.88 by ±0.5",
-    tested("tests/test_logistic.py::test_the_step_turns_a_probability_of_0_0474_into_0_8808"),
-)
-row(
-    "A079",
-    "The vectors x, w and y of that example",
-    tested("tests/test_logistic.py::test_the_page_shows_what_the_example_prints", says="docs/logistic.md"),
-)
-row(
-    "A080",
-    "In general: want a class, go back to the data in small steps, network fixed",
-    tested(
-        "tests/test_engine.py::test_a_targeted_goal_counts_the_wanted_class_alone",
-        "tests/test_recipes.py::test_pixel_gradient",
-    ),
-)
-row(
-    "A081",
-    "It holds for any network and any data: image, audio, video, text",
-    tested(
-        "tests/test_text.py::test_texts_are_attacked_and_what_counts_is_checked",
+row("A073", "Retrained with fooling images as a class of their own: ImageNet networks improve, MNIST networks do not",
+    measured("rounds/mnist-direct", "rounds/mnist-cppn", "rounds/digits-direct", "rounds/digits-cppn",
+        by=fooled_after_rounds), missing("an ImageNet network retrained"))
+row("A074", "Without architecture and weights a network cannot be fooled",
+    measured("queries/mnist-cnn/square/linf/unfooled", "queries/mnist-cnn/ray/linf/unfooled", by=reversed_(black_box)))
+row("A075", "The same fooling image does not work on other networks", measured(*TRANSFER, by=reversed_(carries_over)),
+    measured("rubbish/carried-direct-mnist-cnn", "rubbish/carried-cppn-mnist-cnn", by=reversed_(fooling_carries)))
+row("A076", "Data fill a small part of 3,072 dimensions; outside the network extrapolates linearly",
+    measured("manifold/mnist-cnn: share, PCA", "manifold/digits-cnn: share, PCA", "manifold/ResNet-20: share, PCA",
+        by=off_the_data), measured(*hypothesis("dimpled manifold"), by=supported))
+row("A077", "The attacker need only go to the nearest badly extrapolated point",
+    tested("tests/test_milp.py::test_the_smallest_changes_are_as_near_as_stated_and_never_nearer",
+        says="attacks come to the nearest such point of small networks, known exactly"))
+row("A078", "Logistic regression by hand: p = 0.0474 becomes 0.88 by ±0.5",
+    tested("tests/test_logistic.py::test_the_step_turns_a_probability_of_0_0474_into_0_8808"))
+row("A079", "The vectors x, w and y of that example",
+    tested("tests/test_logistic.py::test_the_page_shows_what_the_example_prints", says="docs/logistic.md"))
+row("A080", "In general: want a class, go back to the data in small steps, network fixed",
+    tested("tests/test_engine.py::test_a_targeted_goal_counts_the_wanted_class_alone",
+        "tests/test_recipes.py::test_pixel_gradient"))
+row("A081", "It holds for any network and any data: image, audio, video, text",
+    tested("tests/test_text.py::test_texts_are_attacked_and_what_counts_is_checked",
         "tests/test_callables.py::test_recurrent_networks_fall_on_sequences_of_any_length",
-        says="images, tables, sequences and, by a toy attack, texts",
-    ),
-    missing("audio and video"),
-)
+        says="images, tables, sequences and, by a toy attack, texts"), missing("audio and video"))
 row("A082", "Defence: let several networks vote", measured(*votes("composite_fgsm"), by=vote))
-row(
-    "A083",
-    "Several networks at once are harder to attack than one at a time",
-    measured(*jointly_keys("composite_fgsm"), *jointly_keys("mi_fgsm"), by=jointly),
-)
+row("A083", "Several networks at once are harder to attack than one at a time",
+    measured(*jointly_keys("composite_fgsm"), *jointly_keys("mi_fgsm"), by=jointly))
 row("A084", "Defence: smooth the input", measured("claims/blur 0.5", "claims/blur 1.0", by=blurred))
-row(
-    "A085",
-    "Put to use: deconvolution and pictures of neurons",
-    tested(
-        "tests/test_visualise.py::test_attributions_are_those_of_captum",
-        "tests/test_visualise.py::test_one_neuron_s_picture_is_its_filter",
-    ),
-)
-row(
-    "A086",
-    "An image that activates a given neuron",
+row("A085", "Put to use: deconvolution and pictures of neurons",
+    tested("tests/test_visualise.py::test_attributions_are_those_of_captum",
+        "tests/test_visualise.py::test_one_neuron_s_picture_is_its_filter"))
+row("A086", "An image that activates a given neuron",
     tested("tests/test_visualise.py::test_one_neuron_s_picture_is_its_filter"),
-    measured("visual/inside mnist-cnn 2", by=activated),
-)
+    measured("visual/inside mnist-cnn 2", by=activated))
 row("A087", "Networks match patches against a dictionary of patches", measured(*hypothesis("patches"), by=supported))
 row("A088", "No view of the whole; images are scaled down", missing("images in shuffled patches, and at other sizes"))
-row(
-    "A089",
-    "Networks are all but certain of fooling images",
-    measured(
-        "fooling/mnist-cnn direct",
-        "fooling/mnist-cnn cppn",
-        "fooling/digits-cnn direct",
-        "fooling/digits-cnn cppn",
-        by=sure_images,
-    ),
-)
-row(
-    "A090",
-    "How much of image space such images fill can be told",
-    measured("volume/digits-cnn total 0.99", "volume/digits-cnn-robust total 0.99", by=filled_share),
-)
+row("A089", "Networks are all but certain of fooling images",
+    measured("fooling/mnist-cnn direct", "fooling/mnist-cnn cppn", "fooling/digits-cnn direct",
+        "fooling/digits-cnn cppn", by=sure_images))
+row("A090", "How much of image space such images fill can be told",
+    measured("volume/digits-cnn total 0.99", "volume/digits-cnn-robust total 0.99", by=filled_share))
 row("A091", "Work on questions about pictures", undecidable(READING))
-row(
-    "A092",
-    "It may be unavoidable, and nothing is known",
-    measured("spheres/quadratic errors", "spheres/relu errors", by=bound_holds),
-)
+row("A092", "It may be unavoidable, and nothing is known",
+    measured("spheres/quadratic errors", "spheres/relu errors", by=bound_holds))
 row("A093", "Which of these cats is the house cat?", undecidable(QUIZ))
 row("A094", "Work on attacks on visualisations, and on training", undecidable(READING))
-row(
-    "A095",
-    "It is like aliasing, the wheel that turns backwards",
-    measured(
-        "manifold/digits-cnn: aliasing",
-        "manifold/digits-cnn-robust: aliasing",
-        "manifold/mnist-cnn: aliasing",
-        "manifold/mnist-cnn-robust: aliasing",
-        by=aliased,
-    ),
-)
-row(
-    "A096",
-    "Never trained to reject, a network has no notion of wrong",
-    measured("rubbish/maxout", "rubbish/rbf", by=head_matters),
-)
+row("A095", "It is like aliasing, the wheel that turns backwards",
+    measured("manifold/digits-cnn: aliasing", "manifold/digits-cnn-robust: aliasing", "manifold/mnist-cnn: aliasing",
+        "manifold/mnist-cnn-robust: aliasing", by=aliased))
+row("A096", "Never trained to reject, a network has no notion of wrong",
+    measured("rubbish/maxout", "rubbish/rbf", by=head_matters))
 row("A097", "'Are we there yet': a quiz with unknowns", undecidable(QUIZ))
-row(
-    "A098",
-    "Structured noise fools because what does not tell classes apart is ignored",
-    tested(
-        EQUATIONS + "test_what_a_linear_classifier_ignores_may_be_anything",
-        says="exactly so for a linear classifier: noise with a digit's part along nine directions is that digit",
-    ),
-)
+row("A098", "Structured noise fools because what does not tell classes apart is ignored",
+    tested(EQUATIONS + "test_what_a_linear_classifier_ignores_may_be_anything",
+        says="exactly so for a linear classifier: noise with a digit's part along nine directions is that digit"))
 row("A099", "A jaguar detector matches spots and ignores legs", measured("hypotheses/patches/ResNet-20", by=supported))
-row(
-    "A100",
-    "High confidence comes of local linearity and many dimensions",
-    measured(*hypothesis("linearity", "dimension"), by=supported),
-)
+row("A100", "High confidence comes of local linearity and many dimensions",
+    measured(*hypothesis("linearity", "dimension"), by=supported))
 row("A101", "Work on generating from discriminative weights", undecidable(READING))
-row(
-    "A102",
-    "The network only says what an image is most like",
-    tested(EQUATIONS + "test_a_softmax_says_only_which_class_is_likelier_than_the_others"),
-)
-row(
-    "A103",
-    "Blurred, MNIST fooling images show their digits",
-    measured("rubbish/blurred-direct", "rubbish/blurred-cppn", by=digits_appear),
-)
-row(
-    "A104",
-    "An output for 'nothing I know'",
-    measured(
-        "rounds/mnist-direct", "rounds/mnist-cppn", "rounds/digits-direct", "rounds/digits-cppn", by=unknown_class
-    ),
-)
+row("A102", "The network only says what an image is most like",
+    tested(EQUATIONS + "test_a_softmax_says_only_which_class_is_likelier_than_the_others"))
+row("A103", "Blurred, MNIST fooling images show their digits",
+    measured("rubbish/blurred-direct", "rubbish/blurred-cppn", by=digits_appear))
+row("A104", "An output for 'nothing I know'",
+    measured("rounds/mnist-direct", "rounds/mnist-cppn", "rounds/digits-direct", "rounds/digits-cppn",
+        by=unknown_class))
 row("A105", "An elephant that is none: 'what is this, of the animals you know?'", undecidable(QUIZ))
 row("A106", "An irrelevant sentence misleads readers of questions", missing("a question-answering target"))
-row(
-    "A107",
-    "Networks see combinations of features in many dimensions",
-    measured("claims/pixels digits-cnn", by=together),
-)
-row(
-    "A108",
-    "One change for all images",
+row("A107", "Networks see combinations of features in many dimensions",
+    measured("claims/pixels digits-cnn", by=together))
+row("A108", "One change for all images",
     tested("tests/test_learned.py::test_on_a_linear_target_it_is_the_steepest_change_and_fools_what_that_fools"),
-    measured("transfer/universal() mnist-cnn 0.2", "transfer/universal() mnist_256x2 0.2", by=universal),
-)
-row(
-    "A109",
-    "The change learned on VGG-19 fools every other network on more than 53%",
-    missing("the weights of these six networks"),
-)
+    measured("transfer/universal() mnist-cnn 0.2", "transfer/universal() mnist_256x2 0.2", by=universal))
+row("A109", "The change learned on VGG-19 fools every other network on more than 53%",
+    missing("the weights of these six networks"))
 row("A110", "Defence: fine-tune with many such changes", missing("fine-tuning with universal changes"))
-row(
-    "A111",
-    "Repeated, it gains nothing more: about 80% whatever the round",
-    missing("fine-tuning with universal changes"),
-)
+row("A111", "Repeated, it gains nothing more: about 80% whatever the round",
+    missing("fine-tuning with universal changes"))
 row("A112", "It shows shallow matching of patterns, hardly understanding", undecidable(OPINION))
 row("A113", "Asked how people are fooled so easily, one would not go deep", undecidable(OPINION))
 row("A114", "Security will be seen to once attacks cost companies money", undecidable("a forecast about companies"))
@@ -1198,142 +906,69 @@ row("A114", "Security will be seen to once attacks cost companies money", undeci
 row = section("Lecture slides")
 row("A115", "Gradient descent on the weights", tested("tests/test_fit.py::test_it_learns_what_a_line_can_separate"))
 row("A116", "x ← x ± η∇ₓJ, both signs", tested(EQUATIONS + "test_one_gradient_leads_away_from_a_class_or_towards_one"))
-row(
-    "A117",
-    "A panda goes down the gradient to a vulture",
+row("A117", "A panda goes down the gradient to a vulture",
     tested("tests/test_panda.py::test_the_panda_is_turned_into_another_animal"),
-    measured("claims/panda vulture", by=panda_turned),
-)
-row(
-    "A118",
-    "Panda (58%) plus noise is gibbon (99%), one step of 0.007",
-    measured("claims/panda step", by=panda_step),
-    measured("claims/panda gibbon", by=panda_turned),
-)
-row(
-    "A119",
-    "A small worst-case change is enough where noise is not",
+    measured("claims/panda vulture", by=panda_turned))
+row("A118", "Panda (58%) plus noise is gibbon (99%), one step of 0.007", measured("claims/panda step", by=panda_step),
+    measured("claims/panda gibbon", by=panda_turned))
+row("A119", "A small worst-case change is enough where noise is not",
     measured("claims/step cifar_resnet20 1/255", by=noise_control),
-    measured("claims/step mnist-cnn 0.25", by=noise_control),
-)
-row(
-    "A120",
-    "Adversarial examples are doppelgängers: to the network they are among the other class",
-    measured("visual/nearest mnist-cnn", "visual/nearest digits-cnn", by=look_alikes),
-)
-row(
-    "A121",
-    "A photograph of a person becomes a fiddler crab",
-    undecidable(
-        "we have no such photograph to show; the same command on another picture",
-        "tests/test_cli.py::test_attack_makes_a_file_that_fools",
-    ),
-)
-row(
-    "A122",
-    "Harder training (dropout, noise) makes stronger models",
-    missing("dropout, noise and adversarial training side by side"),
-)
-row(
-    "A123",
-    "Adversarial training generalises better",
-    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner),
-)
-row(
-    "A124",
-    "The sign method leads away from the label, not to a chosen class",
-    tested(EQUATIONS + "test_a_step_away_from_the_label_is_not_a_step_to_a_chosen_class"),
-)
-row(
-    "A125",
-    "Just less than one bit of eight: 0.07 < 1/127 ≈ 0.08",
-    refuted(
-        "tests/test_cli.py::test_the_slide_error_is_the_example",
-        says="1/127 is 0.0079; 0.07 is a factor of ten too large",
-    ),
-)
-row(
-    "A126",
-    "0.07 sign(∇ₓJ) has one size whatever the gradient",
-    tested(
-        EQUATIONS + "test_the_sign_makes_every_change_exactly_eps_whatever_the_gradient",
+    measured("claims/step mnist-cnn 0.25", by=noise_control))
+row("A120", "Adversarial examples are doppelgängers: to the network they are among the other class",
+    measured("visual/nearest mnist-cnn", "visual/nearest digits-cnn", by=look_alikes))
+row("A121", "A photograph of a person becomes a fiddler crab",
+    undecidable("we have no such photograph to show; the same command on another picture",
+        "tests/test_cli.py::test_attack_makes_a_file_that_fools"))
+row("A122", "Harder training (dropout, noise) makes stronger models",
+    missing("dropout, noise and adversarial training side by side"))
+row("A123", "Adversarial training generalises better",
+    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner))
+row("A124", "The sign method leads away from the label, not to a chosen class",
+    tested(EQUATIONS + "test_a_step_away_from_the_label_is_not_a_step_to_a_chosen_class"))
+row("A125", "Just less than one bit of eight: 0.07 < 1/127 ≈ 0.08",
+    refuted("tests/test_cli.py::test_the_slide_error_is_the_example",
+        says="1/127 is 0.0079; 0.07 is a factor of ten too large"))
+row("A126", "0.07 sign(∇ₓJ) has one size whatever the gradient",
+    tested(EQUATIONS + "test_the_sign_makes_every_change_exactly_eps_whatever_the_gradient",
         EQUATIONS + "test_a_value_that_the_network_ignores_is_not_moved_by_the_sign",
-        says="exactly ε, but for values whose gradient is 0",
-    ),
-)
-row(
-    "A127",
-    "Make the examples anew in each iteration and store none",
-    tested("tests/test_fit.py::test_adversarial_training_is_trained_on_what_the_attack_returns"),
-)
-row(
-    "A128", "J̃ = αJ(x) + (1 − α)J(x + ε sign ∇ₓJ)", tested("tests/test_harden.py::test_the_mix_is_the_sum_of_its_parts")
-)
+        says="exactly ε, but for values whose gradient is 0"))
+row("A127", "Make the examples anew in each iteration and store none",
+    tested("tests/test_fit.py::test_adversarial_training_is_trained_on_what_the_attack_returns"))
+row("A128", "J̃ = αJ(x) + (1 − α)J(x + ε sign ∇ₓJ)",
+    tested("tests/test_harden.py::test_the_mix_is_the_sum_of_its_parts"))
 row("A129", "More capacity is needed", missing("adversarial training at several sizes"))
-row(
-    "A130",
-    "Stop early on the adversarial validation error alone",
-    tested("tests/test_trainer.py::test_the_best_epoch_is_kept_by_what_was_asked_for"),
-)
+row("A130", "Stop early on the adversarial validation error alone",
+    tested("tests/test_trainer.py::test_the_best_epoch_is_kept_by_what_was_asked_for"))
 row("A131", "MNIST: 0.94% to 0.84% error, above dropout", missing("maxout networks trained both ways"))
 row("A132", "Resistance: 89.4% to 17.9% error", missing("maxout networks trained both ways"))
-row(
-    "A133",
-    "Mathematical properties of adversarial examples (skipped on the slide)",
+row("A133", "Mathematical properties of adversarial examples (skipped on the slide)",
     undecidable(
         "a heading without a statement; exact here: the closed form on linear targets, the radii of small networks",
         EQUATIONS + "test_eps_times_the_l1_norm_is_the_most_that_a_change_can_add",
-        "tests/test_exact.py::test_suites_lie_just_above_the_exact_radii",
-    ),
-)
+        "tests/test_exact.py::test_suites_lie_just_above_the_exact_radii"))
 
 row = section("Where the texts err or contradict each other")
-row(
-    "X1",
-    "1/127 is about 0.08",
-    refuted("tests/test_cli.py::test_the_slide_error_is_the_example", says="`unfooled eps 1/127` answers 0.0079"),
-)
-row(
-    "X2",
-    "A black box cannot be fooled, and fooling images do not carry over",
+row("X1", "1/127 is about 0.08",
+    refuted("tests/test_cli.py::test_the_slide_error_is_the_example", says="`unfooled eps 1/127` answers 0.0079"))
+row("X2", "A black box cannot be fooled, and fooling images do not carry over",
     measured("queries/mnist-cnn/square/linf/unfooled", "queries/mnist-cnn/ray/linf/unfooled", by=reversed_(black_box)),
-    measured(*TRANSFER, by=reversed_(carries_over)),
-)
+    measured(*TRANSFER, by=reversed_(carries_over)))
 row("X3", "An ensemble is the simplest protection", measured(*votes("composite_fgsm"), by=vote))
 row("X4", "Smoothing the input protects", measured("claims/blur 0.5", "claims/blur 1.0", by=blurred))
-row(
-    "X5",
-    "A sigmoid of 0.0474 means 95% for the first class (garbled in translation)",
-    tested(
-        "tests/test_logistic.py::test_the_step_turns_a_probability_of_0_0474_into_0_8808",
-        says="read as p(class 1) = 0.0474 and p(class 0) = 0.9526 the numbers hold, 0.8808 after the step",
-    ),
-)
-row(
-    "X6",
-    "Adversarial training also raises clean accuracy",
-    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner),
-    missing("a network hardened on CIFAR-10"),
-)
-row(
-    "X7",
-    "After adversarial training 17.9% error with 97.6% confidence",
-    missing("maxout networks trained both ways; as published, 97.6% belongs to the 89.4% before it"),
-)
-row(
-    "X8",
-    "The panda becomes an ostrich, a vulture, a gibbon: one story told three ways",
-    *(measured(f"claims/panda {wanted}", by=panda_turned) for wanted in ("ostrich", "vulture", "gibbon")),
-)
-row(
-    "X9",
-    "Linear behaviour is the cause, and its adversarial logistic loss is the worst case",
-    refuted(
-        EQUATIONS + "test_the_worst_logistic_loss_holds_for_both_labels_and_the_printed_one_for_one",
-        says="the printed loss is the worst case for y = 1 alone",
-    ),
-    measured(*hypothesis("linearity"), by=supported),
-)
+row("X5", "A sigmoid of 0.0474 means 95% for the first class (garbled in translation)",
+    tested("tests/test_logistic.py::test_the_step_turns_a_probability_of_0_0474_into_0_8808",
+        says="read as p(class 1) = 0.0474 and p(class 0) = 0.9526 the numbers hold, 0.8808 after the step"))
+row("X6", "Adversarial training also raises clean accuracy",
+    measured("claims/hardened digits", "claims/hardened mnist", by=cleaner), missing("a network hardened on CIFAR-10"))
+row("X7", "After adversarial training 17.9% error with 97.6% confidence",
+    missing("maxout networks trained both ways; as published, 97.6% belongs to the 89.4% before it"))
+row("X8", "The panda becomes an ostrich, a vulture, a gibbon: one story told three ways",
+    *(measured(f"claims/panda {wanted}", by=panda_turned) for wanted in ("ostrich", "vulture", "gibbon")))
+row("X9", "Linear behaviour is the cause, and its adversarial logistic loss is the worst case",
+    refuted(EQUATIONS + "test_the_worst_logistic_loss_holds_for_both_labels_and_the_printed_one_for_one",
+        says="the printed loss is the worst case for y = 1 alone"), measured(*hypothesis("linearity"), by=supported))
+
+# fmt: on
 
 AWAITED: tuple[str, ...] = (
     "fooling/mobilenet_v2 cppn",
