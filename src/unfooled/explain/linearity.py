@@ -357,7 +357,7 @@ def growth(
     values of mean size m (Goodfellow et al. 2014, arXiv 1412.6572, section 3); random signs move it by eps ||w||_2.
 
     Args:
-        attack: the attack that is measured, such as fgsm().
+        attack: the attack that is measured, such as attacks.fgsm(), or its text once `unfooled.attacks` is loaded.
         dims: dimensions n.
         eps: Linf size, below half the box [0, 1], so that the box does not bind.
         magnitude: mean size of a weight.
