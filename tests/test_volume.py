@@ -200,4 +200,6 @@ def test_a_figure_and_a_sentence() -> None:
     found = volume(target, (4,), confidence=(0.6, 0.8, 0.999999), particles=20, check=500, most_levels=40)
     assert found.image()[:4] == b"\x89PNG"
     assert "four" in found.sentence() and "undecided" in found.sentence()
+    many = uf.Target(Linear(torch.eye(40), torch.zeros(40)), classes=[f"a rather long name {i}" for i in range(40)])
+    assert volume(many, (40,), confidence=0.02, particles=10, replicates=2, steps=1, check=10).image()[:4] == b"\x89PNG"
     assert {row["event"] for row in found.rows()} == {"ant", "bee", "cat", "dog", "total"}

@@ -24,7 +24,9 @@ Asked: TypeAlias = Target | Callable[..., object]
 Over: TypeAlias = Literal["box", "ball", "sphere", "normal"]
 
 _ANY = -1
+_ALL = {"any": "some class", "total": "some class"}
 _LN10 = math.log(10)
+_BARS = 24  # most events of a figure
 _BLOCK = 4096  # particles that move at once: bounds the memory of the proposals
 _ACCEPT = 0.3  # acceptance that the pilot's step sizes aim at
 _SPREAD = 1.5  # of the natural logarithm over replicates: beyond it ten of them say little about their mean
@@ -129,7 +131,7 @@ class Volume(Explanation):
         if not firm:
             return f"No share of {self.space} could be measured for {self.target}.{doubt}"
         parts = [
-            f"{row['event']} above {row['confidence']:.6g}: 10^{row['log10']:.1f} "
+            f"{_ALL.get(row['event'], row['event'])} above {row['confidence']:.6g}: 10^{row['log10']:.1f} "
             f"(95% interval 10^{row['low']:.1f} to 10^{row['high']:.1f})"
             for row in (_largest(firm) if len(firm) > 3 else firm)
         ]
@@ -138,14 +140,16 @@ class Volume(Explanation):
         control = (
             f"plain Monte Carlo agrees on the {len(checked)} shares above 0.001"
             if checked
-            else f"of {self.drawn:,} plain random inputs at most {most:.1%} are such, as it must be"
+            else f"of {self.drawn:,} plain random inputs at most {most:.2%} are such, as it must be"
         )
         return f"Of {self.space}, {self.target} calls {'; '.join(parts)}; {control}.{doubt}"
 
     def draw(self, figure: "Figure") -> None:
         """Draw the decimal logarithm of the share per event, a bar a confidence, with its interval."""
         axes = figure.subplots()
-        rows = self.rows()
+        every = self.rows()
+        events = self._shown(every)
+        rows = [row for row in every if row["event"] in events]
         known = [row["low"] for row in rows if math.isfinite(row["low"])]
         bottom = 1.08 * min(known, default=-1.0) - 0.5
         width = 0.8 / len(self.confidences)
@@ -154,19 +158,31 @@ class Volume(Explanation):
             at = [i + (g - (len(self.confidences) - 1) / 2) * width for i in range(len(mine))]
             tops = [row["log10"] if math.isfinite(row["log10"]) else bottom for row in mine]
             label = f"confidence above {confidence:.6g}"
-            axes.bar(at, [t - bottom for t in tops], 0.92 * width, bottom=bottom, color=COLOURS[g], label=label)
-            for place, row in zip(at, mine, strict=True):
+            heights = [top - bottom for top in tops]
+            bars = axes.bar(at, heights, 0.92 * width, bottom=bottom, color=COLOURS[g % len(COLOURS)], label=label)
+            for bar, place, row in zip(bars, at, mine, strict=True):
+                if row["warning"]:
+                    bar.set_alpha(0.4)
                 if math.isfinite(row["low"]):
                     axes.plot([place, place], [row["low"], row["high"]], color="#1d232b", lw=1.4)
                 else:
                     axes.text(place, bottom + 0.2, "?", ha="center", color=SOFT)
         axes.set_ylim(bottom, 0)
-        axes.set_xticks(range(len(self.events)), self.events)
+        crowded = sum(len(event) for event in events) > 60
+        axes.set_xticks(range(len(events)), events, rotation=45 if crowded else 0, ha="right" if crowded else "center")
         axes.set_ylabel("log10 of the share of inputs")
         axes.yaxis.grid(visible=True, color=PALE)
         axes.set_axisbelow(True)
-        axes.set_title(f"{self.target}: share of {self.space} by class", pad=24)
+        pale = "; pale: undecided" if any(row["warning"] for row in rows) else ""
+        axes.set_title(f"{self.target}: share of {self.space} by class{pale}", pad=24)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(self.confidences), borderaxespad=0.2)
+
+    def _shown(self, rows: list[dict[str, Any]]) -> list[str]:
+        """Return the events in their order, of many those with the largest shares."""
+        first = [row for row in rows if row["confidence"] == self.confidences[0]]
+        largest = sorted(first, key=lambda row: row["log10"] if row["log10"] == row["log10"] else -math.inf)[-_BARS:]
+        kept = {row["event"] for row in largest}
+        return [event for event in self.events if event in kept]
 
 
 def volume(
