@@ -226,6 +226,22 @@ def test_a_shuffled_copy_has_the_same_weights_in_another_order() -> None:
     assert layers.weighted(target) == ["0", "3", "5"]
 
 
+def test_frozen_weights_are_weights_and_means_of_channels_are_none() -> None:
+    class Frozen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.rand(3, 1, 1))
+            self.register_buffer("kernel", torch.rand(4, 3, 1, 1))
+            self.register_buffer("count", torch.ones(3, 3, dtype=torch.long))
+
+    module = Frozen()
+    assert layers.weighted(uf.Target(nn.Sequential(module, nn.BatchNorm2d(4), nn.Linear(4, 1)))) == ["0", "2"]
+    twin = layers.shuffled(uf.Target(module), [""], seed=0).module
+    assert isinstance(twin, nn.Module)
+    changed = {key for key, value in twin.state_dict().items() if not torch.equal(value, module.state_dict()[key])}
+    assert changed == {"kernel"}
+
+
 # ---- attributions
 
 

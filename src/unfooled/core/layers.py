@@ -100,7 +100,7 @@ def penultimate(asker: Asker, x: Tensor) -> str | None:
     if not isinstance(asker.target.module, nn.Module):
         return None
     ran: list[tuple[str, Tensor]] = []
-    leaves = [(n, m) for n, m in asker.target.module.named_modules() if n and _has_weights(m)]
+    leaves = [(n, m) for n, m in asker.target.module.named_modules() if n and _own(m)]
     hooks = [m.register_forward_hook(lambda _, args, out, name=n: ran.append((name, out))) for n, m in leaves]
     try:
         scores = asker.scores(x[:1])
@@ -113,20 +113,20 @@ def penultimate(asker: Asker, x: Tensor) -> str | None:
     return None
 
 
-def _has_weights(module: nn.Module) -> bool:
-    return any(t.dim() > 1 and t.is_floating_point() for t in _own(module).values())
-
-
 def _own(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters and buffers of a module without those of its children."""
-    held = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
-    return {name: t for name, t in held if t is not None}
+    """Return the weights of a module without its children's: parameters of two axes or more, and buffers like them.
+
+    Frozen networks keep their weights as buffers; a mean or deviation per channel is none, whatever its shape.
+    """
+    held = {name: t for name, t in module.named_parameters(recurse=False) if t.dim() > 1}
+    held |= {name: t for name, t in module.named_buffers(recurse=False) if sum(size > 1 for size in t.shape) > 1}
+    return {name: t for name, t in held.items() if t.is_floating_point()}
 
 
 def weighted(target: Target) -> list[str]:
-    """Return the names of the modules that hold weights of their own, in the order of their registration."""
+    """Return the names of the modules that hold weights of their own, in the order of their registration: inputs first."""
     module = target.module
-    return [n for n, m in module.named_modules() if _has_weights(m)] if isinstance(module, nn.Module) else []
+    return [n for n, m in module.named_modules() if _own(m)] if isinstance(module, nn.Module) else []
 
 
 def copied(target: Target) -> Target:
@@ -140,7 +140,7 @@ def copied(target: Target) -> Target:
 
 
 def shuffled(target: Target, names: Sequence[str], seed: int) -> Target:
-    """Return a copy in which the weights of the named modules are shuffled within each tensor (of two axes or more).
+    """Return a copy in which the weights of the named modules are shuffled within each tensor.
 
     An untrained network of the same shape, whose weights have the same sizes. A layer's shuffle depends on its name
     and the seed alone.
@@ -151,8 +151,7 @@ def shuffled(target: Target, names: Sequence[str], seed: int) -> Target:
     with torch.no_grad():
         for name in names:
             for part, t in _own(twin.module.get_submodule(name)).items():
-                if t.dim() > 1 and t.is_floating_point():
-                    g = torch.Generator().manual_seed(seed * 100_003 + 97 * known.index(name) + len(part))
-                    order = torch.randperm(t.numel(), generator=g).to(t.device)
-                    t.copy_(t.reshape(-1)[order].view_as(t))
+                g = torch.Generator().manual_seed(seed * 100_003 + 97 * known.index(name) + len(part))
+                order = torch.randperm(t.numel(), generator=g).to(t.device)
+                t.copy_(t.reshape(-1)[order].view_as(t))
     return twin

@@ -95,7 +95,9 @@ class Attributions(Explanation):
             axes.plot(at, self.correlations.cpu().numpy(), color=COLOURS[0], linewidth=0.6, alpha=0.4)
             axes.plot(at, self.correlations.mean(1).cpu().numpy(), "o-", color=COLOURS[0])
             axes.axhline(0, color=SOFT, linewidth=0.8)
-            axes.set_xticks(at, [name or "all" for name in self.stages])
+            names = [name or "the module" for name in self.stages]
+            long = max(map(len, names)) > 8
+            axes.set_xticks(at, names, rotation=15 if long else 0, ha="right" if long else "center")
             axes.set_xlabel("weights shuffled from this layer to the scores")
             axes.set_ylabel("rank correlation\nwith the maps above")
             axes.set_ylim(min(-0.2, float(self.correlations.min()) - 0.05), 1.02)
