@@ -118,13 +118,13 @@ def _own(module: nn.Module) -> dict[str, Tensor]:
 
     Frozen networks keep their weights as buffers; a mean or deviation per channel is none, whatever its shape.
     """
-    held = {name: t for name, t in module.named_parameters(recurse=False) if t.dim() > 1}
+    held: dict[str, Tensor] = {name: t for name, t in module.named_parameters(recurse=False) if t.dim() > 1}
     held |= {name: t for name, t in module.named_buffers(recurse=False) if sum(size > 1 for size in t.shape) > 1}
     return {name: t for name, t in held.items() if t.is_floating_point()}
 
 
 def weighted(target: Target) -> list[str]:
-    """Return the names of the modules that hold weights of their own, in the order of their registration: inputs first."""
+    """Return the names of the modules that hold weights of their own, in the order in which they were registered."""
     module = target.module
     return [n for n, m in module.named_modules() if _own(m)] if isinstance(module, nn.Module) else []
 
