@@ -19,6 +19,7 @@ from torch import nn
 
 from benchmarks import published, results
 from unfooled import Target, fooling
+from unfooled.core.data import DATASETS
 from unfooled.fooling import Evolution
 from unfooled.fooling.evolve import Generation
 from unfooled.fooling.gallery import share
@@ -58,7 +59,8 @@ CASES = {
     "mnist-cnn": Case("MNIST, mnist-cnn", ZOO["mnist-cnn"].build, (1, 28, 28), published=_MNIST),
     "mnist-cnn-robust": Case("MNIST, mnist-cnn-robust", ZOO["mnist-cnn-robust"].build, (1, 28, 28), runs=3),
     "cifar_resnet20": Case(
-        "CIFAR-10, ResNet-20", published.cifar_resnet20, (3, 32, 32), generations=150, population=128, runs=1
+        "CIFAR-10, ResNet-20", published.cifar_resnet20, (3, 32, 32), generations=150, population=128, runs=1,
+        names=lambda: list(DATASETS["cifar10"].classes or ()),
     ),
     "mobilenet_v2": Case(
         "ImageNet, MobileNetV2", published.mobilenet_v2, (3, 224, 224), generations=10**6, population=64, runs=1,

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 from torch import Tensor, nn
 
 import unfooled as uf
-from unfooled.errors import InputError, MissingExtra
+from unfooled.errors import InputError, MissingExtra, StorageError
 from unfooled.fooling.evolve import Generation, log_odds, polynomial
 from unfooled.fooling.gallery import share
 from unfooled.testing import Linear, Spy
@@ -207,6 +207,19 @@ def test_a_target_that_fails_leaves_the_archive(tmp_path: Path) -> None:
         uf.fooling.evolve(target, SHAPE, generations=12, population=16, archive=path)
     rest = uf.fooling.evolve(uf.Target(linear(), name="t"), SHAPE, generations=12, population=16, archive=path)
     same(rest, uf.fooling.evolve(linear(), SHAPE, generations=12, population=16))
+
+
+def test_a_disk_that_takes_no_archive_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="no folder"):
+        uf.fooling.evolve(linear(), SHAPE, generations=1, archive=tmp_path / "no" / "a.safetensors")
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(StorageError, match="No space left"):
+        uf.fooling.evolve(linear(), SHAPE, generations=1, population=8, archive=tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

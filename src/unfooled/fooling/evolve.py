@@ -24,7 +24,7 @@ from ..core.access import Access
 from ..core.ask import Asker, confidences
 from ..core.explanation import COLOURS, SOFT, Explanation
 from ..core.target import Target, as_target
-from ..errors import InputError, MissingExtra
+from ..errors import InputError, MissingExtra, StorageError
 from ..parametrise import cppn
 from .gallery import draw_curves, share
 
@@ -266,6 +266,7 @@ def evolve(
     Raises:
         InputError: arguments make no sense, or the archive is one of other arguments.
         MissingExtra: pyribs is not installed.
+        StorageError: the archive cannot be written.
     """
     if population < 1 or generations < 0:
         raise InputError(
@@ -275,6 +276,8 @@ def evolve(
         raise InputError(f"until is a confidence between 0 and 1, not {until:g}.")
     search = _Search(as_target(target), _code(encoding, shape), classes, population, seed, batch_size)
     path = None if archive is None else Path(archive)
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"There is no folder {path.parent} for the archive; make it first.")
     if path is not None and path.exists():
         search.read(path)
     enough = math.inf if until is None else math.log(until) - math.log1p(-until)
@@ -461,7 +464,8 @@ class _Search:
 
     def write(self, path: Path) -> None:
         """Write all that the search needs to go on, one whole file."""
-        from safetensors.torch import save
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
 
         filled = (self.elites > -math.inf).nonzero()[:, 0]
         held = self._elite(filled)
@@ -477,7 +481,11 @@ class _Search:
         }
         about = {"format": _FORMAT, "settings": self._settings(), "classes": self.classes, "count": self.count}
         about |= {"done": self.done, "forward": self.forward, "seconds": self.seconds}
-        record.write_bytes(path, save(tensors, metadata={"evolution": json.dumps(about)}))
+        try:
+            with record.whole_file(path) as temporary:
+                save_file(tensors, temporary, metadata={"evolution": json.dumps(about)})
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"The archive {path} could not be written: {error}.") from error
 
     def read(self, path: Path) -> None:
         """Go on from a file of `write`; raises InputError when it is no such file or one of other settings."""
