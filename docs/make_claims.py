@@ -1000,7 +1000,6 @@ AWAITED: tuple[str, ...] = (
     "hypotheses/dimpled manifold/ResNet-20",
     "hypotheses/dimpled manifold/mnist-cnn-robust",
     "hypotheses/linearity/mnist-cnn-robust",
-    "manifold/ResNet-20: share, PCA",
     "manifold/mnist-cnn-robust: aliasing",
     "rounds/mnist-cppn",
 )

@@ -112,11 +112,10 @@ def test_without_the_result_the_row_is_open(key: str, monkeypatch: pytest.Monkey
 
 
 def test_a_changed_file_makes_another_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = claims.page()
     for table, entries in RESULTS.items():
         (tmp_path / f"{table}.json").write_text(json.dumps(entries), encoding="utf-8")
     monkeypatch.setattr(claims.results, "FOLDER", tmp_path)
-    assert claims.page() == before
+    before = claims.page()
     changed = json.loads(json.dumps(RESULTS["standard"]))
     changed["cifar_resnet20"]["unfooled"]["robust"] += 1
     (tmp_path / "standard.json").write_text(json.dumps(changed), encoding="utf-8")
