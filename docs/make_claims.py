@@ -987,29 +987,17 @@ row("X9", "Linear behaviour is the cause, and its adversarial logistic loss is t
 
 # fmt: on
 
-AWAITED: tuple[str, ...] = (
-    "fooling/mobilenet_v2 cppn",
-    "fooling/mobilenet_v2 direct",
-    "halves/family: forest",
-    "halves/family: mnist-cnn",
-    "halves/family: softmax regression",
-    "halves/random, same size: 100-100-10 on half 2",
-    "halves/random, same size: 123-456-10 on half 1",
-    "halves/smallest change: 100-100-10 on half 2",
-    "halves/smallest change: 123-456-10 on half 1",
-    "hypotheses/dimpled manifold/ResNet-20",
-    "hypotheses/dimpled manifold/mnist-cnn-robust",
-    "hypotheses/linearity/mnist-cnn-robust",
-    "manifold/mnist-cnn-robust: aliasing",
-    "rounds/mnist-cppn",
-)
-"""Entries that rules name and nobody has measured yet; a test sees to it that none stays here once it exists."""
-
 
 def rows() -> Iterator[Row]:
     """Yield every row."""
     for some in SECTIONS.values():
         yield from some
+
+
+def awaited() -> list[str]:
+    """Return the entries that rules name and nobody has measured yet."""
+    named = {key for row in rows() for part in row.parts for key in part.keys}
+    return sorted(key for key in named if entry(key) is None)
 
 
 # ---- the page
@@ -1038,6 +1026,8 @@ def page() -> str:
     wrong = [row for row in rows() if decided[row.name][0] == CONTRADICTED]
     parts += ["What we find to be wrong, on the targets measured:\n"]
     parts += ["\n".join(f"- {row.name}: {row.claim}. Found: {decided[row.name][1]}." for row in wrong) + "\n"]
+    if absent := awaited():
+        parts += ["Measurements that rows wait for: " + ", ".join(f"`{key}`" for key in absent) + ".\n"]
     for title, some in SECTIONS.items():
         lines = [
             (row.name, row.claim, f"**{decided[row.name][0]}**", decided[row.name][1], _proofs(row)) for row in some
