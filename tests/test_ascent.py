@@ -89,6 +89,15 @@ def test_free_colours_become_correlated_ones() -> None:
     assert torch.allclose(plain / plain.norm(), torch.eye(3).double() / 3**0.5, atol=0.03)
 
 
+@pytest.mark.parametrize("shape", [(1, 16, 16), (1, 9, 7), (3, 6, 9)])
+def test_drawn_images_have_the_contrast_asked_for_and_a_falling_spectrum(shape: tuple[int, ...]) -> None:
+    way = Fourier(shape, colours=torch.eye(shape[0]))
+    z = way.decode(way.drawn(noise(2000), contrast=0.5, dtype=torch.float64)).logit()
+    assert float(z.square().mean().sqrt()) == pytest.approx(0.5, rel=0.05)
+    power = torch.fft.rfft2(z, norm="ortho").abs().square().mean((0, 1))
+    assert float(power[0, 1] / power[0, 3]) == pytest.approx(9.0, rel=0.15)  # 1/f in size, three times the frequency
+
+
 def test_a_channel_that_never_varies_has_an_inverse_all_the_same() -> None:
     x = images(5, (3, 6, 6))
     x[:, 1] = 0.5

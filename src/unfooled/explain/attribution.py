@@ -321,9 +321,6 @@ def _through_captum(asker: Asker, x: Tensor, classes: Tensor, method: Method) ->
     except ImportError:
         raise MissingExtra("Guided gradients and deconvolution need captum: pip install 'unfooled[explain]'.") from None
     twin = copied(asker.target)
-    for module in _modules(twin):
-        if isinstance(module, nn.ReLU):
-            module.inplace = False  # hooks need what went in
     way = (GuidedBackprop if method == "guided" else Deconvolution)(_Scores(twin))
     parts = []
     with warnings.catch_warnings(), torch.inference_mode(False), torch.enable_grad():

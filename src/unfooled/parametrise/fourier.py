@@ -119,9 +119,10 @@ class Fourier:
 
         That of the values before colours are mixed and the sigmoid is taken: random images with a 1/f spectrum.
         """
-        whole = torch.cat([self._scale, self._scale[:, 1 : (self.shape[2] + 1) // 2]], 1)  # the mirrored half too
-        size = contrast / math.sqrt(2 * float(whole.square().mean()))
-        return size * noise.normal(0, self.parameters, dtype=dtype)
+        columns = torch.full_like(self._scale[0], 2.0)  # with the mirrored half that is not stored
+        columns[:: self.shape[2] // 2 if self.shape[2] % 2 == 0 else len(columns)] = 0.5  # mirrored onto themselves
+        power = float((self._scale.square() * columns).sum()) / math.prod(self.shape[1:])
+        return contrast / math.sqrt(2 * power) * noise.normal(0, self.parameters, dtype=dtype)
 
     def decode(self, theta: Tensor) -> Tensor:
         """Return the images [n, c, h, w]."""
