@@ -64,7 +64,7 @@ CASES = {
     ),
     "mobilenet_v2": Case(
         "ImageNet, MobileNetV2", published.mobilenet_v2, (3, 224, 224), generations=10**6, population=64, runs=1,
-        seconds=50.0, names=_with_background, published=_IMAGENET,
+        seconds=30.0, names=_with_background, published=_IMAGENET,
     ),
 }  # fmt: skip
 
@@ -144,7 +144,7 @@ def _row(case: Case, kind: str, runs: list[Evolution], clocks: list[Any]) -> dic
     odds = torch.cat([run.log_odds for run in runs])
     classes, reached = len(runs[0].classes), [run.all_sure for run in runs]
     done = [g for g in reached if g is not None]
-    rate = statistics.median(run.images_per_second for run in runs)
+    rate = sum(run.forward for run in runs) / sum(cpu for _, cpu in clocks)
     if len(done) == len(runs):
         said = f"all {classes} above 99.99% after {_spread_of(done)} generations"
     else:
@@ -159,7 +159,7 @@ def _row(case: Case, kind: str, runs: list[Evolution], clocks: list[Any]) -> dic
         "ours": share(float(odds.median())),
         "unit": "",
         "n": len(odds),
-        "note": f"{said}; lowest {share(float(odds.min()))}; {rate:,.0f} images a second; "
+        "note": f"{said}; lowest {share(float(odds.min()))}; {rate:,.0f} images a second of CPU; "
         f"highest confidence in the random first images: median {random:.1%}",
         "source": "Nguyen 2014",
         "median": float(odds.median().sigmoid()),
@@ -171,7 +171,8 @@ def _row(case: Case, kind: str, runs: list[Evolution], clocks: list[Any]) -> dic
         "cpu_seconds": [round(cpu, 2) for _, cpu in clocks],
         "seconds_to_all": [sure and [round(s, 2) for s in sure] for sure, _ in clocks],
         "random_median": random,
-        "images_per_second": rate,
+        "images_per_cpu_second": rate,
+        "images_per_second": statistics.median(run.images_per_second for run in runs),
     }
 
 
