@@ -193,7 +193,7 @@ class Agreement(Explanation):
         )
 
     def draw(self, figure: "Figure") -> None:
-        """Draw the matrix, sources in rows: share that fools, and in brackets the share of that into the same class."""
+        """Draw the matrix, sources in rows: what fools (of this into the same class), and what random changes do."""
         ax = figure.subplots()
         targets = self.sources[0].targets
         table = [part.rows() for part in self.sources]
@@ -202,14 +202,16 @@ class Agreement(Explanation):
         for i, row in enumerate(table):
             for j, r in enumerate(row):
                 if r["fooled"] is not None:
-                    same = "" if r["same"] is None else f"\n({100 * r['same']:.0f})"
-                    colour = "white" if r["fooled"] > 0.55 else INK
-                    ax.text(j, i, f"{100 * r['fooled']:.0f}{same}", ha="center", va="center", color=colour, fontsize=8)
+                    same = "" if r["same"] is None else f" ({100 * r['same']:.0f})"
+                    text = f"{100 * r['fooled']:.0f}{same}\nrandom {100 * r['noise']:.0f}"
+                    ax.text(
+                        j, i, text, ha="center", va="center", color="white" if r["fooled"] > 0.55 else INK, fontsize=7
+                    )
         ax.set_xticks(range(len(targets)), targets, rotation=30, ha="right")
         ax.set_yticks(range(len(table)), [part.source for part in self.sources])
         ax.set_xlabel("shown to")
         ax.set_ylabel("made on")
-        ax.set_title("Points that fool the column, % (of these into the same wrong class, %)")
+        ax.set_title("Fooled, % (of these alike, %), and by random changes")
         figure.colorbar(shown, ax=ax, label="fooled, %", shrink=0.8)
 
 
