@@ -349,12 +349,13 @@ def across_families(found: dict[str, Any]) -> Said:
 
 def shared_errors(*found: dict[str, Any]) -> Said:
     """Others would have other bugs, if what fools one fooled no other beyond noise, or led to other classes."""
-    rows = [row for e in found for row in of_family(e) if above_noise(row) and row["fooled"] * row["n"] >= 10]
+    every = [row for e in found for row in of_family(e)]
+    rows = [row for row in every if above_noise(row) and row["fooled"] * row["n"] >= 10]
     alike = [row for row in rows if row["same_low"] > 1 / 9]
     words = (
-        f"between model families what fools one fools another more than noise does in {len(rows)} of "
-        f"{sum(len(of_family(e)) for e in found)} pairs, and into the same wrong class more than one time in nine in "
-        f"{len(alike)} of these"
+        f"what fools one model family fools another on {share(sum(r['fooled'] for r in every) / len(every))} on average, "
+        f"more than noise does in {len(rows)} of {len(every)} pairs, and into the same wrong class more than one time in "
+        f"nine in {len(alike)} of these"
     )
     return verdict(len(alike) < len(rows) / 2, words)
 
@@ -603,13 +604,12 @@ def sure_soon(*found: dict[str, Any]) -> Said:
 
 
 def diverse(images: dict[str, Any], spread: dict[str, Any]) -> Said:
+    runs, apart = len(images["forward"]), spread["ours"]
     words = (
-        f"{images['what']}: {sure(images['median'])} in {len(images['forward'])} runs; {spread['what']}: "
-        f"{spread['ours']:.3f}, images of different classes {spread['other']:.3f}, random images {spread['control']:.3f}"
+        f"{images['what']}: {sure(images['median'])} in {runs} runs; {spread['what']}: {apart:.3f}, images of different "
+        f"classes {spread['other']:.3f}, random images {spread['control']:.3f}"
     )
-    return verdict(
-        images["median"] >= 0.9912 and len(images["forward"]) >= 5 and spread["ours"] > spread["control"] / 2, words
-    )
+    return verdict(images["median"] >= 0.9912 and runs >= 5 and apart > spread["control"] / 2, words)
 
 
 def filled_share(*found: dict[str, Any]) -> Said:
@@ -1159,7 +1159,7 @@ VALUES: dict[str, Callable[[], str]] = {
     "birds made": group("adversarial others"),
     "birds of noise": group("uniform noise"),
     "learned from shifted": learned("hypotheses/features/digits-cnn", 0),
-    "longer mnist": lambda: f"{max(searches(entry('rounds/mnist-direct') or {}).values()):.2%}",
+    "longer mnist": lambda: sure(max(searches(entry("rounds/mnist-direct") or {}).values())),
     "shifted mnist": learned("hypotheses/features/mnist-cnn", 0),
     "random mnist": learned("hypotheses/features/mnist-cnn", 1),
     "rounds digits": lambda: str(len((entry("rounds/digits-direct") or {})["rows"]) - 1),
