@@ -184,7 +184,7 @@ def growth(names: list[str]) -> None:
 
 def distances(names: list[str]) -> None:
     for name in names:
-        n, lines = (8, 30) if name in SLOW else (40, 60)
+        n, lines = (24, 20) if name in SLOW else (40, 60)
         x, _, x_adv = smallest(name, *right(name, n))
         began = time.process_time()
         made = explain.distances(target(name), x, x_adv, directions=lines, tolerance=0.01)
@@ -203,7 +203,7 @@ def distances(names: list[str]) -> None:
 
 def curvature(names: list[str]) -> None:
     for name in names:
-        x, _, x_adv = smallest(name, *right(name, 8 if name in SLOW else 60))
+        x, _, x_adv = smallest(name, *right(name, 24 if name in SLOW else 60))
         made = explain.curvature(target(name), x, x_adv)
         mean = made.mean * made.distance
         most, least = (made.principal[:, i] * made.distance for i in (0, -1))
