@@ -364,7 +364,7 @@ def gaas(
     """Count orthogonal adversarial directions around x [b, ...] (gradient-aligned adversarial subspace, L2).
 
     k orthogonal unit directions can at best all have the cosine 1 / sqrt(k) to the gradient (Tramèr et al. 2017,
-    arXiv 1704.03453, lemma 1); such ones are built, random otherwise, and x + eps r_i is asked, cut to the bounds. For
+    arXiv 1704.03453); such ones are built, random otherwise, and x + eps r_i is asked, cut to the bounds. For
     a linear target all are adversarial just when k <= (eps |g| / margin)^2. The paper reports a mean of about 44 found
     on a fully connected MNIST network and 15 on a convolutional one, of which about 25 and 2 transfer to another.
 
