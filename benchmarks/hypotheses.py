@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +30,8 @@ from unfooled.targets import ZOO
 from unfooled.targets.zoo import untrained
 
 FIGURES = results.SCRATCH / "hypotheses"
+IMAGES = results.FOLDER.parents[1] / "docs" / "images"
+"""Figures that a page shows; none shows an image of a data set."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ CASES = {
         Case("digits-cnn-robust", "digits", 0.1, 300, 1000, 8, NEAREST),
         Case("mnist-cnn", "mnist", 0.1, 200, 10_000, 16, NEAREST),
         Case("mnist-cnn-robust", "mnist", 0.3, 200, 10_000, 16, NEAREST),
-        Case("ResNet-20", "cifar10", 1 / 255, 32, 3000, 0, deepfool()),
+        Case("ResNet-20", "cifar10", 1 / 255, 32, 2000, 0, deepfool()),
     )
 }
 
@@ -84,22 +87,19 @@ def manifolds(data: str, n: int, curved: int) -> list[Manifold]:
     return found
 
 
-def picture(explanation: Any, name: str) -> None:
-    """Write a figure for looking at; pictures of data are not committed."""
-    FIGURES.mkdir(parents=True, exist_ok=True)
-    (FIGURES / f"{name.replace('/', '_')}.png").write_bytes(explanation.image())
+def picture(explanation: Any, name: str, folder: Path = FIGURES) -> None:
+    """Write a figure as a PNG file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name.replace(' ', '_')}.png").write_bytes(explanation.image())
 
 
 # ---- where perturbations lie
 
 
 def measure_manifold(case: Case) -> None:
-    """Measure shares along manifolds, distances along and off them, frequencies and aliasing of one target."""
-    began = time.process_time()
+    """Measure shares of the smallest changes along manifolds, and distances along and off them."""
     target, (x, y) = case.target(), case.seen()
-    found = uf.run(case.nearest, target, x, y, uf.l2(), seed=0)
-    assert isinstance(found.x_adv, Tensor)
-    changed, natural = (x[found.success], found.x_adv[found.success]), published.images(case.data, slice(1000))
+    changed, natural = smallest(case, target), published.images(case.data, slice(1000))
     for manifold in manifolds(case.data, case.learned, case.curved):
         kind = manifold.name.partition(",")[0]
         share = uf.explain.off_manifold(*changed, manifold, natural=natural)
@@ -116,6 +116,8 @@ def measure_manifold(case: Case) -> None:
         )  # fmt: skip
         ways = uf.explain.dimples(target, x, y, manifold)
         picture(ways, f"ways_{case.name}_{kind}")
+        if case.name == "digits-cnn" and kind == "PCA":
+            picture(ways, "manifold-digits", IMAGES)
         times = {row["way"]: row for row in ways.rows()}
         free, along, off, drawn = (times[way] for way in (FREE, ON, OFF, CONTROL))
         entry(
@@ -127,7 +129,21 @@ def measure_manifold(case: Case) -> None:
             f"{along['linear_times_free'] * free['median']:.3g}, off {off['linear_times_free'] * free['median']:.3g}",
             "Shamir 2021", unit="times", rows=ways.rows(),
         )  # fmt: skip
-    waves = uf.explain.spectrum(*changed)
+
+
+def smallest(case: Case, target: uf.Target) -> tuple[Tensor, Tensor]:
+    """Return the images that were fooled, and what fooled them with the smallest change found."""
+    x, y = case.seen()
+    found = uf.run(case.nearest, target, x, y, uf.l2(), seed=0)
+    assert isinstance(found.x_adv, Tensor)
+    return x[found.success], found.x_adv[found.success]
+
+
+def measure_waves(case: Case) -> None:
+    """Measure the frequencies of the smallest changes, what strided layers fold back, and shifts by one pixel."""
+    began = time.process_time()
+    target = case.target()
+    waves = uf.explain.spectrum(*smallest(case, target))
     picture(waves, f"spectrum_{case.name}")
     high = waves.high()
     entry(
@@ -137,7 +153,7 @@ def measure_manifold(case: Case) -> None:
         f"images {float(waves.high('images').mean()):.1%}, white noise {waves.white:.1%}; "
         f"{float(waves.constant.mean()):.1%} of the change is the same on all pixels", "", rows=waves.rows(),
     )  # fmt: skip
-    folds = uf.explain.aliasing(target, natural[0][: 4 * case.images])
+    folds = uf.explain.aliasing(target, case.seen(4 * case.images)[0])
     picture(folds, f"aliasing_{case.name}")
     *layers, shift = folds.rows()
     means = folds.folded.mean(1)
@@ -322,7 +338,9 @@ RULES = {
 def main() -> None:
     """Measure the named cases, or all."""
     cases: dict[str, Callable[[], None]] = {
-        f"manifold/{name}": partial(measure_manifold, case) for name, case in CASES.items()
+        f"{table}/{name}": partial(measure, case)
+        for table, measure in (("manifold", measure_manifold), ("waves", measure_waves))
+        for name, case in CASES.items()
     }
     for name, (_, targets) in HYPOTHESES.items():
         cases |= {f"{name}/{target}": partial(measure_hypothesis, name, CASES[target]) for target in targets}
@@ -330,7 +348,7 @@ def main() -> None:
         began = time.process_time()
         cases[wanted]()
         print(f"{wanted}: {time.process_time() - began:.0f} CPU seconds", flush=True)
-    picture(recorded(), "verdicts")
+    picture(recorded(), "hypotheses", IMAGES)
 
 
 if __name__ == "__main__":
