@@ -144,7 +144,7 @@ def inside(only: str = "") -> None:
         ("digits-cnn", None, "all"), ("cifar_resnet20", None, "all"), ("cifar_resnet20", "module.layer2", range(20)),
     )  # fmt: skip
     for name, layer, units in cases:
-        if name not in picked([name], only):
+        if only not in ("", name, f"{name}:{layer}"):
             continue
         x, _ = images(name, 500)
         begun = time.perf_counter()
