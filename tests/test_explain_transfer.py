@@ -71,6 +71,21 @@ def test_an_unrelated_target_is_fooled_as_often_as_by_noise(scene: dict[str, Any
         assert row["n"] > 20 and abs(row["fooled"] - row["noise"]) < 0.2
 
 
+def test_the_same_wrong_class_is_that_of_the_source() -> None:
+    def leading_to(wrong: int) -> Linear:  # class 0 where the first value is small, else the wrong one
+        weight = torch.zeros(3, 2)
+        weight[wrong, 0] = 2.0
+        bias = torch.full((3,), -9.0)
+        bias[0], bias[wrong] = 1.0, 0.0
+        return Linear(weight, bias)
+
+    x, y = torch.full((6, 2), 0.2), torch.zeros(6, dtype=torch.int64)
+    nets = {"source": leading_to(1), "alike": leading_to(1), "other": leading_to(2)}
+    rows = transfer(x, torch.full((6, 2), 0.8), y, nets).rows()
+    assert [(r["fooled"], r["same"]) for r in rows] == [(1.0, 1.0), (1.0, 1.0), (1.0, 0.0)]
+    assert rows[2]["same_high"] < 0.5 < rows[1]["same_low"]
+
+
 def test_only_points_that_fool_their_source_and_inputs_that_are_right_count(scene: dict[str, Any]) -> None:
     x_adv = torch.where((torch.arange(300) < 100).view(-1, 1), scene["x_adv"], scene["x"])
     y = scene["y"].clone()
