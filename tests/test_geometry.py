@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 import unfooled as uf
-from unfooled.explain.geometry import curvature, decision_slice, distances, slice_through, slice_towards
+from unfooled.explain.geometry import curvature, distances
+from unfooled.explain.slices import decision_slice, slice_through, slice_towards
 from unfooled.testing import Linear, Spy
 
 

@@ -8,10 +8,7 @@ from .features import relabelled as relabelled
 from .features import robust_set as robust_set
 from .features import useful_and_robust as useful_and_robust
 from .geometry import curvature as curvature
-from .geometry import decision_slice as decision_slice
 from .geometry import distances as distances
-from .geometry import slice_through as slice_through
-from .geometry import slice_towards as slice_towards
 from .gradients import gradients_side_by_side as gradients_side_by_side
 from .hypotheses import by_dimension as by_dimension
 from .hypotheses import by_dimples as by_dimples
@@ -33,6 +30,9 @@ from .nearby import directions as directions
 from .nearby import gaas as gaas
 from .nearby import subspaces as subspaces
 from .neighbours import nearest_examples as nearest_examples
+from .slices import decision_slice as decision_slice
+from .slices import slice_through as slice_through
+from .slices import slice_towards as slice_towards
 from .spheres import spheres as spheres
 from .transfer import agreement as agreement
 from .transfer import transfer as transfer

@@ -89,3 +89,8 @@ def colours_of(shown: Sequence[int], count: int) -> dict[int, tuple[float, float
 def excess(z: Tensor, bounds: tuple[float, float]) -> Tensor:
     """Return how far the farthest value of each row of z [b, ...] lies outside the box, [b]."""
     return torch.maximum(bounds[0] - z, z - bounds[1]).flatten(1).amax(1).clamp(min=0)
+
+
+def class_names(target: Target, least: int) -> tuple[str, ...]:
+    """Return the names of all classes, numbers for those without one, at least `least` of them."""
+    return tuple(class_name(target, j) for j in range(max(least, len(target.classes or ()))))

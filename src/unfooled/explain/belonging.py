@@ -13,7 +13,7 @@ from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError, nearest
 
 from ._lines import check_rows, class_name, short
-from .geometry import Slice, slice_through
+from .slices import Slice, slice_through
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

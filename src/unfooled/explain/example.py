@@ -14,10 +14,11 @@ from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError, UnfooledError
 
 from .attribution import change_attribution
-from .geometry import distances, slice_through, slice_towards
+from .geometry import distances
 from .linearity import logits_along
 from .manifold import off_manifold, pca, spectrum
 from .neighbours import nearest_examples
+from .slices import slice_through, slice_towards
 from .transfer import transfer
 from .visualise import visualise
 
