@@ -160,10 +160,10 @@ class MobileNetV2(nn.Module):
         """Map RGB images [n, 3, 224, 224] in [0, 1] to logits [n, 1001]; class 0 is "background"."""
         made = {"t1": (x * 255 - 128) / 128}
         for op in self.operations:
-            made[op["out"]] = self._apply(op, [made[name] for name in op["in"]])
+            made[op["out"]] = self._computed(op, [made[name] for name in op["in"]])
         return made[self.last].flatten(1)
 
-    def _apply(self, op: dict[str, Any], inputs: list[Tensor]) -> Tensor:
+    def _computed(self, op: dict[str, Any], inputs: list[Tensor]) -> Tensor:
         x = inputs[0]
         if op["op"] == "AVERAGE_POOL_2D":
             return F.avg_pool2d(x, op["k"])
@@ -208,11 +208,11 @@ class SqueezeNet(nn.Module):
         x = F.interpolate(x, (227, 227), mode="bilinear", align_corners=False)
         made = {"data": x.flip(1) * 255 - self.mean}
         for node in self.graph:
-            out = self._apply(node, [made[name] for name in node["bottom"]])
+            out = self._computed(node, [made[name] for name in node["bottom"]])
             made[node["top"][0]] = out
         return out.flatten(1)
 
-    def _apply(self, node: dict[str, Any], inputs: list[Tensor]) -> Tensor:
+    def _computed(self, node: dict[str, Any], inputs: list[Tensor]) -> Tensor:
         x = inputs[0]
         if node["type"] == "Convolution":
             name = node["name"].replace(".", "_")
