@@ -2,8 +2,8 @@
 
 python -m benchmarks.explain [fooling] [rubbish] [volume] [directions] [visual] [features] [halves] [hypotheses] [page]
 
-Each part is a benchmark of its own (`python -m benchmarks.fooling`, ...) and writes its tables to benchmarks/results and
-its figures to runs/benchmarks. All of them take hours on one core; `features` alone more than one.
+Each part is a benchmark of its own (`python -m benchmarks.fooling`, ...) and writes its tables to benchmarks/results
+and its figures to runs/benchmarks. All of them take hours on one core; `features` alone more than one.
 """
 
 from __future__ import annotations

@@ -204,3 +204,13 @@ def test_a_figure_and_a_sentence() -> None:
     many = uf.Target(Linear(torch.eye(40), torch.zeros(40)), classes=[f"a rather long name {i}" for i in range(40)])
     assert volume(many, (40,), confidence=0.02, particles=10, replicates=2, steps=1, check=10).image()[:4] == b"\x89PNG"
     assert {row["event"] for row in found.rows()} == {"ant", "bee", "cat", "dog", "total"}
+
+
+def test_probabilities_are_read_as_such() -> None:
+    """The same network with and without its softmax has the same volumes."""
+    net = Linear(torch.tensor([[3.0, 0.0], [0.0, 3.0], [1.0, 1.0]]), torch.zeros(3))
+    plain, soft = uf.Target(net), uf.Target(lambda v: net(v).softmax(1))
+    shares = [[row["monte_carlo"] for row in volume(t, (2,), confidence=0.5).rows()] for t in (plain, soft)]
+    assert shares[0] == shares[1] and 0.1 < max(shares[0]) < 0.9
+    logs = [[row["log10"] for row in volume(t, (2,), confidence=0.5, seed=1).rows()] for t in (plain, soft)]
+    assert logs[0] == pytest.approx(logs[1], abs=0.1, nan_ok=True)

@@ -102,10 +102,25 @@ class Asker:
 
 def confidences(scores: Tensor) -> Tensor:
     """Return the confidences [b, k] of scores: themselves where they are probabilities already, else their softmax."""
-    sums = scores.sum(1)
-    if bool((scores >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all()):
+    return scores if are_probabilities(scores) else scores.softmax(1)
+
+
+def are_probabilities(scores: Tensor) -> bool:
+    """Return whether the scores [b, k] are shares that add up to one in every row, as none but probabilities are.
+
+    A batch of near copies may look so by chance: whoever asks many times decides once, on inputs that differ.
+    """
+    return bool((scores >= 0).all()) and bool(((scores.sum(1) - 1).abs() < 1e-3).all())
+
+
+def as_logits(scores: Tensor, *, probabilities: bool | None = None) -> Tensor:
+    """Return what a softmax makes confidences of: the scores [b, k], or logarithms where they are `probabilities`.
+
+    None: where these look like it.
+    """
+    if not (are_probabilities(scores) if probabilities is None else probabilities):
         return scores
-    return scores.softmax(1)
+    return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
 
 
 def _of_rows(loss: PerRow, rows: Tensor, scores: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unfooled._noise import text_key
 from unfooled.core.access import Access
-from unfooled.core.ask import Asker
+from unfooled.core.ask import Asker, are_probabilities, as_logits
 from unfooled.core.explanation import COLOURS, PALE, SOFT, Explanation
 from unfooled.core.target import Target
 from unfooled.errors import InputError, nearest
@@ -240,13 +240,15 @@ def volume(
     space = _space(asker.target, tuple(shape), over, x, radius, norm)
     generator = _generator(seed, "volume", asker.target.device)
     run = _Splitting(asker, space, particles, steps, generator)
-    plain = [asker.scores(space.point(run.normal(r.stop - r.start, space.latent))) for r in _blocks(max(check, 1))]
-    classes = plain[0].shape[1]
+    blocks = [run.normal(r.stop - r.start, space.latent) for r in _blocks(max(check, 1))]
+    plain = torch.cat([asker.scores(space.point(block)) for block in blocks])
+    run.probabilities = are_probabilities(plain)
+    classes = plain.shape[1]
     codes = _codes(of, asker.target, classes)
     event = torch.tensor(codes, device=generator.device)
     goal = torch.tensor([math.log(c) - math.log1p(-c) for c in goals], dtype=torch.float64, device=event.device)
     hits = torch.stack(
-        [(log_odds(torch.cat(plain), event[e]).view(-1, 1) >= goal).sum(0) for e in range(len(codes))]
+        [(log_odds(run.logits(plain), event[e]).view(-1, 1) >= goal).sum(0) for e in range(len(codes))]
     )  # [e, g]
     plan = _pilot(run, event, goal, keep, most_levels)
     totals, ideal, accepted = _replicate(run, plan, event, replicates)
@@ -309,7 +311,7 @@ def summary(logs: Tensor) -> tuple[float, float, float, float]:
     return estimate, middle - reach, min(middle + reach, 0.0), at_least
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Splitting:
     """What the pilot and the replicates share: particles u [c, n, m] with log-odds s [c, n] of the events [c]."""
 
@@ -318,13 +320,17 @@ class _Splitting:
     particles: int
     steps: int
     generator: torch.Generator
+    probabilities: bool = False
 
     def normal(self, *size: int) -> Tensor:
         dtype = self.asker.target.work_dtype
         return torch.randn(*size, generator=self.generator, device=self.generator.device, dtype=dtype)
 
+    def logits(self, scores: Tensor) -> Tensor:
+        return as_logits(scores, probabilities=self.probabilities)
+
     def odds(self, u: Tensor, event: Tensor) -> Tensor:
-        return log_odds(self.asker.scores(self.space.point(u)), event)
+        return log_odds(self.logits(self.asker.scores(self.space.point(u))), event)
 
     def begin(self, event: Tensor) -> tuple[Tensor, Tensor]:
         u = self.normal(len(event), self.particles, self.space.latent)

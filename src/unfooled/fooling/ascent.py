@@ -11,7 +11,7 @@ from torch import Tensor
 
 from unfooled._noise import Noise, row_keys
 from unfooled.core import ascent
-from unfooled.core.ask import Asker, confidences
+from unfooled.core.ask import Asker, as_logits
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
 from unfooled.core.pictures import percent, show
 from unfooled.core.target import Target
@@ -186,7 +186,7 @@ def ascend(
             x = torch.full((len(some), *shape), (lo + hi) / 2, dtype=dtype, device=device)
         return ascent.ascend(
             asker,
-            lambda scores, rows: cross_entropy_targeted(_logits(scores), some[rows]).clamp(max=enough),
+            lambda scores, rows: cross_entropy_targeted(as_logits(scores), some[rows]).clamp(max=enough),
             way.encode(x),
             way.decode,
             steps=steps,
@@ -250,9 +250,3 @@ def _classes_of(asker: Asker, shape: Sequence[int]) -> int:
     except (RuntimeError, ValueError, IndexError) as error:
         first = str(error).partition("\n")[0]
         raise InputError(f"The target takes no inputs of shape {tuple(shape)}: {first}") from error
-
-
-def _logits(scores: Tensor) -> Tensor:
-    """Return scores that a softmax makes confidences of: themselves, or logarithms where they are probabilities."""
-    sure = confidences(scores)
-    return scores.clamp(min=torch.finfo(scores.dtype).tiny).log() if sure is scores else scores

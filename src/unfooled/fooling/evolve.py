@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core import record
 from ..core.access import Access
-from ..core.ask import Asker, confidences
+from ..core.ask import Asker, as_logits, confidences
 from ..core.explanation import COLOURS, SOFT, Explanation
 from ..core.target import Target, as_target
 from ..errors import InputError, MissingExtra, StorageError
@@ -306,8 +306,7 @@ def log_odds(scores: Tensor) -> Tensor:
 
     Scores that make no sense (NaN) give minus infinity.
     """
-    given = confidences(scores)
-    logits = scores.double().clamp(min=torch.finfo(torch.float64).tiny).log() if given is scores else scores.double()
+    logits = as_logits(scores.double())
     whole = logits.logsumexp(1, keepdim=True)
     others = whole + torch.log1p(-(logits - whole).exp())
     best = logits.argmax(1, keepdim=True)  # here the difference above has no digits left

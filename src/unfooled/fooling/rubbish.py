@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from unfooled.core.ask import Asker, confidences
+from unfooled.core.ask import Asker, as_logits, confidences
 from unfooled.core.explanation import COLOURS, INK, Explanation
 from unfooled.core.target import Target
 from unfooled.errors import InputError, nearest
@@ -336,7 +336,7 @@ def certain(asker: Asker, x: Tensor, head: Head = "softmax") -> Tensor:
 def _log(scores: Tensor, head: Head) -> Tensor:
     if head == "given":
         return scores.clamp(min=torch.finfo(scores.dtype).tiny).log()
-    return scores.log_softmax(1) if head == "softmax" else F.logsigmoid(scores)
+    return as_logits(scores).log_softmax(1) if head == "softmax" else F.logsigmoid(scores)
 
 
 def _drawn(target: Target, shape: Sequence[int], n: int, noise: Noise, seed: int) -> Iterator[Tensor]:
