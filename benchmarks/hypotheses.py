@@ -26,6 +26,7 @@ from unfooled.core.attack import Attack
 from unfooled.core.fit import fit
 from unfooled.explain import hypotheses as room
 from unfooled.explain.manifold import CONTROL, FREE, OFF, ON, RANDOM, Manifold
+from unfooled.explain.verdicts import Hypothesis, Prediction, Verdicts, verdicts
 from unfooled.targets import ZOO
 from unfooled.targets.zoo import untrained
 
@@ -231,7 +232,7 @@ MOVED = {"digits": 1.0, "mnist": 2.0}
 """L2 radii of the changes that carry features to new labels: about twice the median smallest change."""
 
 
-def by_overfitting(case: Case) -> room.Hypothesis:
+def by_overfitting(case: Case) -> Hypothesis:
     """Train the target's architecture again on halves, fewer rows and other widths."""
     shape, sizes = SHAPES[case.data], SWEEPS[case.data]
     return room.by_overfitting(
@@ -241,7 +242,7 @@ def by_overfitting(case: Case) -> room.Hypothesis:
     )  # fmt: skip
 
 
-def by_linearity(case: Case) -> room.Hypothesis:
+def by_linearity(case: Case) -> Hypothesis:
     """Ask the target along one gradient; on MNIST an RBF network is the contrast."""
     contrast = uf.Target(nets.trained("rbf")) if case.name == "mnist-cnn" else None
     return room.by_linearity(
@@ -250,7 +251,7 @@ def by_linearity(case: Case) -> room.Hypothesis:
     )  # fmt: skip
 
 
-def by_dimension(case: Case) -> room.Hypothesis:
+def by_dimension(case: Case) -> Hypothesis:
     """Train small networks on the same images with fewer pixels."""
     return room.by_dimension(
         small_net, training(case.data, SWEEPS[case.data][-1]), case.seen(), nearest=deepfool(),
@@ -258,7 +259,7 @@ def by_dimension(case: Case) -> room.Hypothesis:
     )  # fmt: skip
 
 
-def by_features(case: Case) -> room.Hypothesis:
+def by_features(case: Case) -> Hypothesis:
     """Relabel changed images and train the target's architecture on them."""
     data = training(case.data, 1000 if case.data == "digits" else 6000)
     return room.by_features(
@@ -268,7 +269,7 @@ def by_features(case: Case) -> room.Hypothesis:
     )  # fmt: skip
 
 
-def by_patches(case: Case) -> room.Hypothesis:
+def by_patches(case: Case) -> Hypothesis:
     """Shuffle patches of natural and of fooling images; a linear network is the control."""
     target, shape = case.target(), SHAPES[case.data]
     bound = linear_net(0, shape)
@@ -286,14 +287,14 @@ def noise_that_fools(target: uf.Target, shape: tuple[int, ...]) -> Tensor:
     return made[sure]
 
 
-def by_dimples(case: Case) -> room.Hypothesis:
+def by_dimples(case: Case) -> Hypothesis:
     """Look along and off the autoencoder's surface, or the PCA where there is none."""
     manifold = manifolds(case.data, case.learned, case.curved)[-1]
     return room.by_dimples(case.target(), *case.seen(), manifold, nearest=case.nearest)
 
 
 EVERY = tuple(CASES)
-HYPOTHESES: dict[str, tuple[Callable[[Case], room.Hypothesis], tuple[str, ...]]] = {
+HYPOTHESES: dict[str, tuple[Callable[[Case], Hypothesis], tuple[str, ...]]] = {
     "overfitting": (by_overfitting, ("digits-cnn", "mnist-cnn")),
     "linearity": (by_linearity, EVERY),
     "dimension": (by_dimension, ("digits-cnn", "mnist-cnn")),
@@ -315,7 +316,7 @@ def measure_hypothesis(name: str, case: Case) -> None:
     )  # fmt: skip
 
 
-def recorded() -> room.Verdicts:
+def recorded() -> Verdicts:
     """Return all measured hypotheses from the results, for the figure of verdicts."""
     found = []
     for key, row in results.read("hypotheses").items():
@@ -324,9 +325,9 @@ def recorded() -> room.Verdicts:
         for r in row["rows"]:
             rule = next(rule for rule in RULES[name].values() if rule.what.split("{")[0] in r["prediction"])
             numbers = (math.nan if r[k] is None else r[k] for k in ("value", "low", "high"))
-            predictions.append(room.Prediction(rule, *numbers, r["n"]))
-        found.append(room.Hypothesis(name, target, tuple(predictions), {}))
-    return room.verdicts(found)
+            predictions.append(Prediction(rule, *numbers, r["n"]))
+        found.append(Hypothesis(name, target, tuple(predictions), {}))
+    return verdicts(found)
 
 
 RULES = {

@@ -155,7 +155,7 @@ def inside(only: str = "") -> None:
         above = int((made.reached > made.natural.amax(1)).sum())
         k = len(made.units)
         where = "classes" if layer is None else f"channels of layer {layer}"
-        write(f"inside {name} {layer}", {
+        write(f"inside {name} {layer or 'scores'}", {
             "what": f"visualised {where} that pass the most active of 500 natural images, {called(name)}",
             "published": None, "ours": above / k, "unit": "%", "n": k, "interval": wilson(above, k),
             "source": "Olah et al. 2017",

@@ -11,7 +11,7 @@ import unfooled as uf
 from unfooled.attacks import ddn, deepfool, fgsm, pgd
 from unfooled.core.ask import Asker
 from unfooled.explain import hypotheses as room
-from unfooled.explain.hypotheses import Prediction, Rule, judge
+from unfooled.explain.verdicts import LITERATURE, Hypothesis, Prediction, Rule, judge
 from unfooled.testing import Linear
 
 MORE = Rule("more", 0.8, 0.5, "")
@@ -70,7 +70,7 @@ def test_rules_say_themselves_in_words_and_refuse_to_say_nothing() -> None:
 def test_every_default_rule_has_a_reason_and_every_hypothesis_a_source() -> None:
     for rules in (room.OVERFITTING, room.LINEARITY, room.DIMENSION, room.FEATURES, room.PATCHES, room.DIMPLED):
         assert all(len(rule.reason) > 20 for rule in rules.values())
-    assert all("arXiv" in claim.source for claim in room.LITERATURE.values()) and len(room.LITERATURE) == 6
+    assert all("arXiv" in claim.source for claim in LITERATURE.values()) and len(LITERATURE) == 6
 
 
 def test_intervals_are_those_of_the_mean() -> None:
@@ -304,14 +304,14 @@ def test_dimples_are_where_the_gradient_leaves_the_manifold(on: float, off: floa
 # ---- what all have
 
 
-def _example() -> room.Hypothesis:
+def _example() -> Hypothesis:
     x, y = _quarters(40)
     return uf.explain.by_patches(lambda t: nn.functional.avg_pool2d(t, 4).flatten(1) * 9, x, y, grids=(2, 4), name="a")
 
 
 def test_a_hypothesis_carries_its_claim_rule_control_and_verdict() -> None:
     found = _example()
-    assert found.claim == room.LITERATURE["patches"].claim and "1904.00760" in found.source
+    assert found.claim == LITERATURE["patches"].claim and "1904.00760" in found.source
     rows = found.rows()
     assert len(rows) == 3 and all(row["verdict"] in ("supported", "contradicted", "undecided") for row in rows)
     assert "at least 0.7 supports" in found.prediction and "contradicted" in found.sentence()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import unfooled as uf
 from unfooled.core.ask import Asker
+from unfooled.explain import frequency
 from unfooled.explain import manifold as room
 from unfooled.testing import Linear
 
@@ -297,7 +298,7 @@ def test_shifts_change_what_depends_on_the_place_alone() -> None:
 @pytest.mark.parametrize("limit", [0.9, 1.1])
 def test_the_control_of_a_shift_is_of_the_same_size(limit: float) -> None:
     one = 0.4 + 0.2 * torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    sizes = [(room._shift(one, *way) - one).norm() for way in ((0, 1), (0, -1), (1, 0), (-1, 0))]
+    sizes = [(frequency._shift(one, *way) - one).norm() for way in ((0, 1), (0, -1), (1, 0), (-1, 0))]
 
     def near(t: Tensor) -> Tensor:
         gap = limit * torch.stack(sizes).mean() - (t - one).flatten(1).norm(dim=1)

@@ -7,6 +7,8 @@ from .features import non_robust_set as non_robust_set
 from .features import relabelled as relabelled
 from .features import robust_set as robust_set
 from .features import useful_and_robust as useful_and_robust
+from .frequency import aliasing as aliasing
+from .frequency import spectrum as spectrum
 from .geometry import curvature as curvature
 from .geometry import distances as distances
 from .gradients import gradients_side_by_side as gradients_side_by_side
@@ -16,16 +18,13 @@ from .hypotheses import by_features as by_features
 from .hypotheses import by_linearity as by_linearity
 from .hypotheses import by_overfitting as by_overfitting
 from .hypotheses import by_patches as by_patches
-from .hypotheses import verdicts as verdicts
 from .linearity import growth as growth
 from .linearity import local_linearity as local_linearity
 from .linearity import logits_along as logits_along
-from .manifold import aliasing as aliasing
 from .manifold import autoencoder as autoencoder
 from .manifold import dimples as dimples
 from .manifold import off_manifold as off_manifold
 from .manifold import pca as pca
-from .manifold import spectrum as spectrum
 from .nearby import directions as directions
 from .nearby import gaas as gaas
 from .nearby import subspaces as subspaces
@@ -36,5 +35,6 @@ from .slices import slice_towards as slice_towards
 from .spheres import spheres as spheres
 from .transfer import agreement as agreement
 from .transfer import transfer as transfer
+from .verdicts import verdicts as verdicts
 from .visualise import visualise as visualise
 from .volume import volume as volume

@@ -1,4 +1,4 @@
-"""Points on lines and planes: made in parts and asked in batches, and random directions that belong to the example."""
+"""What measures along lines, planes and changes share: points in parts, random directions, checks, names, colours."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -94,3 +94,26 @@ def excess(z: Tensor, bounds: tuple[float, float]) -> Tensor:
 def class_names(target: Target, least: int) -> tuple[str, ...]:
     """Return the names of all classes, numbers for those without one, at least `least` of them."""
     return tuple(class_name(target, j) for j in range(max(least, len(target.classes or ()))))
+
+
+def check_pairs(x: Tensor, x_adv: Tensor) -> None:
+    """Raise InputError unless x and x_adv [n, ...] have one shape and every row is changed."""
+    if x.shape != x_adv.shape or x.dim() < 2 or len(x) == 0:
+        raise InputError(f"x and x_adv must be of one shape [n, ...], not {tuple(x.shape)} and {tuple(x_adv.shape)}.")
+    if bool((energy(x_adv - x) == 0).any()):
+        raise InputError("Some rows of x_adv equal x: give only the examples that an attack changed.")
+
+
+def normal_like(shape: tuple[int, ...], like: Tensor, seed: int) -> Tensor:
+    """Return normal draws in the dtype and on the device of `like`, drawn on the CPU."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(like)
+
+
+def part_of(part: Tensor, whole: Tensor) -> Tensor:
+    """Return the share of the squared norm of each row of `whole` that lies in `part`, float64 [n]."""
+    return (energy(part) / energy(whole)).clamp(0, 1)
+
+
+def energy(v: Tensor) -> Tensor:
+    """Return the squared L2 norm of each row of v [n, ...], float64."""
+    return v.flatten(1).double().square().sum(1)

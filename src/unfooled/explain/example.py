@@ -14,9 +14,10 @@ from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError, UnfooledError
 
 from .attribution import change_attribution
+from .frequency import spectrum
 from .geometry import distances
 from .linearity import logits_along
-from .manifold import off_manifold, pca, spectrum
+from .manifold import off_manifold, pca
 from .neighbours import nearest_examples
 from .slices import slice_through, slice_towards
 from .transfer import transfer

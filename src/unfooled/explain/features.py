@@ -200,14 +200,17 @@ class UsefulAndRobust(Explanation):
     threat: str
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one row a set: accuracies over all seeds with 95% intervals, the paper's beside them, and chance."""
+        """Return one row a set: accuracies over all seeds, the paper's beside them, and chance.
+
+        The 95% intervals cover the choice of test images, which all seeds share, not the luck of training.
+        """
         out = []
         for i, (name, learned) in enumerate(zip(self.sets, self.learned, strict=True)):
             row: dict[str, Any] = {"set": name, "learned": learned, "tested": self.tested, "seeds": len(self.seeds)}
             for what, counts, place in (("clean", self.clean, 0), ("robust", self.robust, 1)):
-                hits, n = int(counts[i].sum()), self.tested * len(self.seeds)
-                low, high = wilson(hits, n)
-                row |= {what: hits / n, f"{what}_low": low, f"{what}_high": high}
+                share = int(counts[i].sum()) / (self.tested * len(self.seeds))
+                low, high = wilson(round(share * self.tested), self.tested)
+                row |= {what: share, f"{what}_low": low, f"{what}_high": high}
                 row[f"{what}_published"] = PUBLISHED[name][place] if name in PUBLISHED else None
             out.append(row | {"chance": 1 / self.classes})
         return out
