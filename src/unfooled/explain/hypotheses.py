@@ -429,8 +429,9 @@ def _to_another_class(data: Labelled, others: Labelled) -> Tensor:
 def _random_distance(asker: Asker, x: Tensor, y: Tensor, seed: int, directions: int = 4) -> Tensor:
     """Return the median L2 distance along random lines at which class y ends, float64 [n]; inf where it does not.
 
-    Lines go both ways and the nearer end counts: one plane is met by every line. The box is not looked at. The distance doubles until another class answers (at most 16 times), then is bisected: an
-    upper bound, for a region left and entered again between two doublings is missed.
+    Lines go both ways and the nearer end counts: one plane is met by every line. The box is not looked at. The distance
+    doubles until another class answers (at most 16 times), then is bisected: an upper bound, for a region left and
+    entered again between two doublings is missed.
     """
     ways = random_directions(x, directions, seed, "hypotheses").flatten(0, 1)
     start, labels = x.repeat_interleave(directions, 0), y.repeat_interleave(directions)
