@@ -16,7 +16,9 @@ from unfooled.testing import Linear
 
 pytest.importorskip("matplotlib")
 
-PARTS = {"along", "region", "between", "distance", "manifold", "frequency", "transfer"}
+PARTS = {
+    "along", "region", "between", "distance", "manifold", "frequency", "transfer", "values", "neighbours", "sought",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

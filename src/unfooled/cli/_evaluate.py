@@ -234,12 +234,9 @@ def _left(budget: float | None, said: str | None, begun: float) -> float | None:
 
 def command(given: dict[str, object]) -> str:
     """Return the command line that repeats a run: everything that decides the result, spelled out."""
-    words = ["unfooled", "evaluate", str(given["target"]), str(given["data"])]
-    for name, value in given.items():
-        if name in ("target", "data", "out", "json", "curve", "resume", "resuming") or value is None:
-            continue
-        words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words if given["curve"] else [*words, "--no-curve"])
+    without = ("out", "json", "curve", "resume", "resuming")
+    said = _words.command_line("evaluate", ("target", "data"), given, without=without)
+    return said if given["curve"] else f"{said} --no-curve"
 
 
 def summary(result: "Evaluation", folder: Path) -> "RenderableType":

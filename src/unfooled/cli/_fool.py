@@ -139,7 +139,11 @@ def fool(
         chosen = _classes(classes, model, inputs)
         job = _Job(model, inputs, chosen, generations, population, until, regulariser, steps, folder, live)
         if resuming is None:
-            about = {"format": 1, "command": _command(given), "settings": {"words": _told(given)}}
+            about = {
+                "format": 1,
+                "command": _words.command_line("fool", ("target",), _told(given)),
+                "settings": {"words": _told(given)},
+            }
             record.write_json(record.new_run(folder) / _BEGUN, about)
         try:
             found = job.all(kinds, range(seed, seed + runs))
@@ -151,7 +155,7 @@ def fool(
                 _say_how_to_resume(folder)
             raise
         live.say("drawing")
-        lines = _write(folder, found, _command(given))
+        lines = _write(folder, found, _words.command_line("fool", ("target",), _told(given)))
     sys.stdout.write("".join(f"{safe_text(line)}\n" for line in lines))
     if job.interrupted:
         _say_how_to_resume(folder)
@@ -358,12 +362,3 @@ def _resumed(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
 def _say_how_to_resume(folder: Path) -> None:
     words = shlex.join(["unfooled", "fool", "--resume", str(folder)])
     _words.console(stderr=True).print(_words.line(f"to go on with this run: {words}"), crop=False)
-
-
-def _command(given: dict[str, Any]) -> str:
-    """Return the command line that makes the images again."""
-    words = ["unfooled", "fool", str(given["target"])]
-    for name, value in _told(given).items():
-        if name != "target" and value is not None:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
