@@ -176,7 +176,7 @@ from unfooled.harden import objectives, trainer
 torch.set_num_threads(1)
 x, y = strong_and_weak_features()
 module = linear()
-trainer.fit(module, x, y, objectives.adversarial(STEP, BALL), threat=BALL, recipe=Recipe(epochs=40, batch_size=32),
+trainer.fit(module, x, y, objectives.adversarial(STEP, BALL), threat=BALL, recipe=Recipe(epochs=12, batch_size=64),
             validation=100, name="o", out=sys.argv[1], resume=sys.argv[2] == "resume")
 torch.save({{"weight": module.weight.detach()}}, sys.argv[1] + "/done.pt")
 """
