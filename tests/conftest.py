@@ -1,6 +1,7 @@
 """What every test shares: one torch thread per worker, the outside data, and a world left as it was found."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background by a shell: Ctrl-C would be lost
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # processes that tests start compute with one thread too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 

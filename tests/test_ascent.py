@@ -351,7 +351,7 @@ def test_names_of_classes_and_grey_starts() -> None:
         ((1, 4, 4), {"classes": ["dgo"]}, "Did you mean 'dog'"),
         ((1, 4, 4), {"classes": [3]}, "3 classes"),
         ((1, 4, 4), {"classes": []}, "at least one"),
-        ((1, 5, 4), {}, "takes no inputs of shape"),
+        ((1, 5, 4), {}, "fails on inputs of shape"),
         ((1, 4, 4), {"regulariser": "blurr"}, "Did you mean 'blur'"),
         ((16,), {"regulariser": "fourier"}, "needs images"),
         ((1, 4, 4), {"start": "white"}, "'noise' or 'grey'"),

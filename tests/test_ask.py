@@ -65,3 +65,12 @@ def test_probabilities_are_their_own_confidences() -> None:
     p = torch.tensor([[0.2, 0.8], [1.0, 0.0]])
     assert torch.equal(confidences(p), p)
     torch.testing.assert_close(confidences(p * 2), (p * 2).softmax(1))
+
+
+def test_what_a_module_raises_on_a_wrong_shape_is_one_sentence() -> None:
+    asker = Asker(torch.nn.Linear(6, 4))
+    for ask in (asker.scores, asker.labels):
+        with pytest.raises(uf.InputError, match="fails on inputs of shape 5 "):
+            ask(torch.rand(3, 5))
+        with pytest.raises(uf.InputError, match="n at least 1"):
+            ask(torch.rand(0, 6))

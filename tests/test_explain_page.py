@@ -79,6 +79,8 @@ def test_a_changed_picture_that_is_given_is_explained(tmp_path: Path, capsys: py
         (["digits-cnn", "3", "--steps", "0"], "--steps"),
         (["digits-cnn", "3", "--against", "mnist-cnn"], "mnist-cnn fails on an input of shape 1 x 8 x 8"),
         (["digits-cnn", "3", "--adversarial", "no-such.png"], "no-such.png"),
+        (["digits-cnn", "3", "--adversarial", "x.png", "--to", "4"], "leave out --to"),
+        (["digits-cnn", "3", "--against", "digits-cnn"], "is the target itself"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(
@@ -132,3 +134,12 @@ def test_the_simple_relatives_know_their_images() -> None:
         right = (target.scores(test.x.double()).argmax(1) == test.y).float().mean()
         assert float(right) > 0.85, name
     assert family(uf.load_data((data.x[:1], data.y[:1]))) == {}
+
+
+def test_a_target_without_gradients_is_attacked_by_its_scores(tmp_path: Path) -> None:
+    data = uf.load_data("digits", split="train")
+    forest = family(data)["forest"]
+    test = uf.load_data("digits")
+    single, found = explain_image(3, forest, data=test, examples=data, relatives={})
+    assert single.success and single.attack.startswith("square") and "access" in found.omitted["values"]
+    assert "region" in {part.name for part in found.parts}

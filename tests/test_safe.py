@@ -403,6 +403,7 @@ def test_the_lint_sees_each_danger(source: str) -> None:
     assert len(dangers(source)) == 1
 
 
-def test_templates_switch_no_escaping_off() -> None:
-    (template,) = SRC.rglob("*.j2")
-    assert not re.search(r"\|\s*safe\b|autoescape|Markup|\{%-?\s*include|<script", template.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("template", sorted(SRC.rglob("*.j2")), ids=lambda path: path.name)
+def test_templates_switch_no_escaping_off(template: Path) -> None:
+    text = template.read_text(encoding="utf-8").replace('{% include "style.css.j2" %}', "")  # a file of ours, by name
+    assert not re.search(r"\|\s*safe\b|autoescape|Markup|\{%-?\s*include|<script", text)

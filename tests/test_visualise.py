@@ -133,7 +133,7 @@ def test_a_unit_has_its_own_luck_and_the_same_seed_the_same_bits() -> None:
         ({"layer": "0", "units": [(1, 2)], "shape": (1, 8, 8)}, "There are no units"),
         ({"layer": "0", "units": [], "shape": (1, 8, 8)}, "There are no units"),
         ({"units": "some", "shape": (1, 8, 8)}, "'all'"),
-        ({"shape": (1, 9, 9)}, "takes no images of shape"),
+        ({"shape": (1, 9, 9)}, "fails on inputs of shape"),
         ({}, "Say what images"),
         ({"shape": (1, 9, 9), "data": images(2)}, "natural images"),
     ],

@@ -76,6 +76,8 @@ def explain(
     """
     given = locals()
     _words.at_least_one(steps, "--steps")
+    if adversarial is not None and (to is not None or threat is not None):
+        raise InputError("--adversarial brings its own change: leave out --to and --threat.")
     inputs = _words.shape(shape)
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
 
@@ -120,6 +122,8 @@ def explain(
         if against:
             others = {t.name: t for t in (targets.resolve(name, device=device) for name in against)}
             for other in others.values():
+                if other.fingerprint() == model.fingerprint() and other.name == model.name:
+                    raise InputError(f"--against {other.name} is the target itself; give another one.")
                 _words.must_take(other, first)
         else:
             others = siblings(model) | (family(seen, seed) if seen is not None else {})

@@ -56,7 +56,7 @@ def fool(
     """Make images that mean nothing to people and that the target is sure of, one for each class.
 
     By evolution, which needs the target's scores alone (Nguyen, Yosinski and Clune 2014): every image competes in
-    every class, and each class keeps its best. By gradient ascent, which needs gradients. Ctrl-C keeps what was found.
+    every class, and each class keeps its best; Ctrl-C keeps what was found. By gradient ascent, which needs gradients.
     Ends with exit code 1 when no image is taken for its class.
 
     Parameters
@@ -338,6 +338,8 @@ def _resumed(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     """
     from unfooled.core import record
 
+    if given["out"] is not None:
+        raise InputError(f"--resume goes on in {folder}: leave out --out.")
     if not (folder / _BEGUN).is_file():
         raise InputError(f"{folder} holds no {_BEGUN}, so there is no run to go on with.")
     settings = record.read_json(folder / _BEGUN).get("settings")

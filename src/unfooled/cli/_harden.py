@@ -149,12 +149,17 @@ def harden(
 
         live.say(f"hardening {model.name}")
         wanted = {"lr": lr, "batch_size": batch_size, "precision": precision}
-        proof = harden_target(
-            model, train, held.take(limit), ball, recipe=recipe, budget=most, epochs=epochs, choose=choose,
-            settings={k: v for k, v in wanted.items() if v is not None}, patience=patience, suite=suite, seed=seed,
-            out=folder / "training", resume=(folder / "training" / "training.json").exists(), on_line=tell,
-            progress=live,
-        )  # fmt: skip
+        try:
+            proof = harden_target(
+                model, train, held.take(limit), ball, recipe=recipe, budget=most, epochs=epochs, choose=choose,
+                settings={k: v for k, v in wanted.items() if v is not None}, patience=patience, suite=suite, seed=seed,
+                out=folder / "training", resume=(folder / "training" / "training.json").exists(), on_line=tell,
+                progress=live,
+            )  # fmt: skip
+        except BaseException:
+            if resume is None and not any(folder.iterdir()):  # refused before anything was made
+                folder.rmdir()
+            raise
         record.write_bytes(folder / "hardened.safetensors", proof.weights())
         record.write_json(folder / "harden.json", {
             "sentence": proof.sentence(), "training": proof.training.sentence(), "epochs": proof.training.rows(),

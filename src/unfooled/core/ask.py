@@ -1,11 +1,13 @@
 """Asking a target about any number of rows: in batches, through the counting oracle, the caller's world untouched."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from ..errors import InputError, UnfooledError
 from .access import Access
 from .oracle import Oracle
 from .run import auto_width
@@ -36,6 +38,7 @@ class Asker:
         self.target = as_target(target)
         self.oracle = Oracle(self.target, access)
         self.batch_size = batch_size
+        self._fits: set[torch.Size] = set()  # shapes of an input that the target has answered to
 
     @property
     def forward(self) -> int:
@@ -50,7 +53,7 @@ class Asker:
     def scores(self, x: Tensor) -> Tensor:
         """Return the scores [n, k] of x, float32 or wider."""
         parts: list[Tensor] = []
-        with torch.inference_mode(False), untouched(self.target):
+        with self._asking(x):
             for rows in self._batches(x):
                 got = self.oracle.scores(self._sent(x[rows])).scores
                 assert got is not None
@@ -63,13 +66,13 @@ class Asker:
 
     def labels(self, x: Tensor) -> Tensor:
         """Return the predicted classes, int64 [n]; label access is enough."""
-        with torch.inference_mode(False), untouched(self.target):
+        with self._asking(x):
             return torch.cat([self.oracle.label(self._sent(x[rows])).label.to(x.device) for rows in self._batches(x)])
 
     def value(self, x: Tensor, loss: PerRow) -> Tensor:
         """Return the values [n] of `loss` at x: forward passes alone."""
         parts: list[Tensor] = []
-        with torch.inference_mode(False), untouched(self.target):
+        with self._asking(x):
             for rows in self._batches(x):
                 got = self.oracle.scores(self._sent(x[rows])).scores
                 assert got is not None
@@ -79,7 +82,7 @@ class Asker:
     def gradient(self, x: Tensor, loss: PerRow) -> tuple[Tensor, Tensor, Tensor]:
         """Return the scores [n, k], the values [n] of `loss` and their gradients [n, ...] at x."""
         parts = []
-        with torch.inference_mode(False), untouched(self.target):
+        with self._asking(x):
             for rows in self._batches(x):
                 value_of = partial(_of_rows, loss, rows.to(self.target.device))
                 answer, value, grad = self.oracle.gradient(self._sent(x[rows]), value_of)
@@ -98,6 +101,27 @@ class Asker:
 
     def _sent(self, x: Tensor) -> Tensor:
         return x.detach().to(self.target.device, self.target.work_dtype)
+
+    @contextmanager
+    def _asking(self, x: Tensor) -> Iterator[None]:
+        """Within, the target is asked about x [n, ...]; what its own code raises on it becomes one sentence."""
+        if not isinstance(x, Tensor) or x.dim() < 1 or not len(x):
+            raise InputError("A target is asked about a tensor of inputs [n, ...], n at least 1; one input is x[None].")
+        try:
+            with torch.inference_mode(False), untouched(self.target):
+                yield
+            self._fits.add(x.shape[1:])
+        except (UnfooledError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:  # whatever a module raises on a wrong shape
+            if x.shape[1:] in self._fits:
+                raise
+            said = (str(error).splitlines() or [""])[0].rstrip(".")
+            shape = " x ".join(map(str, x.shape[1:]))
+            raise InputError(
+                f"{self.target.name} fails on inputs of shape {shape or '(none)'} ({type(error).__name__}: {said}); "
+                "give inputs [n, ...] of the size it was made for."
+            ) from error
 
 
 def confidences(scores: Tensor) -> Tensor:

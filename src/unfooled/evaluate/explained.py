@@ -45,7 +45,7 @@ def explain_image(
     else:
         single = compare_images(image, adversarial, target, data=data, seed=seed, shape=how.get("shape"))
     if not single.success:
-        raise InputError(f"There is nothing to explain: {single}.")
+        raise InputError(f"There is nothing to explain: {str(single).rstrip('.')}.")
     found = example(
         target,
         single.x,
@@ -83,7 +83,7 @@ def family(examples: Data, seed: int = 0) -> dict[str, Target]:
     kinds = {
         "linear": LogisticRegression(C=0.1, max_iter=200),
         "nearest neighbour": KNeighborsClassifier(1),
-        "forest": RandomForestClassifier(100, random_state=seed),
+        "forest": RandomForestClassifier(100, random_state=seed % 2**32),
     }
     return {name: targets.sklearn(kind.fit(x, y), name=name) for name, kind in kinds.items()}
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from unfooled import harden
+from unfooled.attacks import SUITES
 from unfooled.core.data import Data
 from unfooled.core.fit import Objective, Recipe, Training
 from unfooled.core.result import Evaluation, Progress
 from unfooled.core.target import Target
 from unfooled.core.threat import Ball
-from unfooled.errors import InputError
+from unfooled.errors import InputError, nearest
 from unfooled.evaluate.measure import evaluate
 
 RAMP = 0.1
@@ -120,6 +121,12 @@ def harden_target(
             epoch.
     """
     way, module = harden.way(recipe), Worn(target)
+    if not any(p.requires_grad for p in module.parameters()):
+        raise InputError(f"{target.name} has no parameter that training could change; give a torch module with some.")
+    if suite not in SUITES and "(" not in suite:
+        raise InputError(f"There is no suite {suite!r}: use {', '.join(SUITES)}.{nearest(suite, SUITES)}")
+    if not threat.bounded or threat.norm.name == "l0":
+        raise InputError(f"Hardening needs a threat in Linf, L2 or L1 with a finite eps, not {threat!r}.")
     plan = Recipe(**{"epochs": epochs or 10, "seed": seed, **_usual(train), **way.recipe, **(settings or {})})
     before = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
     if budget is not None:

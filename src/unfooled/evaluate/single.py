@@ -138,7 +138,7 @@ def attack_image(
         data: where an index points; it also gives the shape that a picture file is fitted to.
         to: wanted class, a number or a name; any other class by default.
         threat: a norm ball; by default Linf balls of 1, 2, 4 ... 64 grey levels are tried until one suffices.
-        attack: a recipe; APGD with `steps` steps by default.
+        attack: a recipe; APGD with `steps` steps by default, Square or RayS where the target has no gradients.
         seed: of all noise.
         shape: (c, h, w) of the target's inputs where `data` does not say.
         out: a new directory for `original.png`, `adversarial.png` (on success) and `attack.json`; a temporary one by
@@ -158,6 +158,7 @@ def attack_image(
     wanted = None if to is None else resolve_class(to, target.classes, len(original.confidences))
     if wanted == original.label:
         raise InputError(f"The target says {original.name} for this image already; give another class to turn it into.")
+    attack = attack or _without_gradients(target)
     with TemporaryDirectory() as folder:
         made = Path(folder)
         files.write_png(made / "original.png", x, target.bounds)
@@ -171,6 +172,13 @@ def attack_image(
                 record.write_bytes(kept / name, (made / name).read_bytes())
             record.write_json(kept / "attack.json", single.summary())
     return single
+
+
+def _without_gradients(target: Target) -> Attack[Any] | None:
+    """Return what attacks a target that has no gradients to ask for; None where it has."""
+    if target.access >= Access.GRADIENT:
+        return None
+    return attacks.square(queries=500) if target.access is Access.SCORES else attacks.ray(queries=1000)
 
 
 def compare_images(

@@ -207,11 +207,12 @@ class ChangeAttribution(Explanation):
     def sentence(self) -> str:
         """Return how concentrated the change's effect is, and what its direction matters."""
         part = self.shuffled.abs() / self.moved.abs().clamp(min=1e-12)
+        of = f" (median of {len(self.x)})" if len(self.x) > 1 else ""
         return (
-            f"The change moves the wrong class's score against the right one's by {float(self.moved.median()):.2f} "
-            f"(median of {len(self.x)}); half of that comes from {float(self.share.median()):.1%} of the values. The "
-            f"same change with its values shuffled moves it {float(part.median()):.1%} as far; the maps miss "
-            f"{float(self.residual.median()):.2%}."
+            f"The change moves the wrong class's score against the right one's by {float(self.moved.median()):.2f}"
+            f"{of}; half of that comes from {float(self.share.median()):.1%} of the values. The same change with its "
+            f"values shuffled moves it {float(part.median()):.1%} as far; the maps miss "
+            f"{float(self.residual.median()):.2%} of the move."
         )
 
     def draw(self, figure: "Figure") -> None:

@@ -252,8 +252,11 @@ class OffManifold(Explanation):
         for at, row in enumerate(rows):
             colour = COLOURS[0] if at == 0 else COLOURS[9]
             ax.barh(at, row["on"], color=colour, height=0.6)
-            ax.plot([row["low"], row["high"]], [at, at], color=INK, lw=1)
-            ax.text(max(row["on"], row["high"]) + 0.015, at, f"{row['on']:.1%}", va="center", fontsize=8)
+            end = row["on"]
+            if row["n"] > 1:  # one share has no interval
+                ax.plot([row["low"], row["high"]], [at, at], color=INK, lw=1)
+                end = max(end, row["high"])
+            ax.text(end + 0.015, at, f"{row['on']:.1%}", va="center", fontsize=8)
         ax.axvline(self.expected, color=COLOURS[1], lw=1, ls="--")
         ax.text(self.expected + 0.008, len(rows) - 0.52, "random direction, dims / d", color=COLOURS[1], fontsize=8)
         ax.set_yticks(range(len(rows)), [row["change"] for row in rows])
@@ -269,6 +272,8 @@ class OffManifold(Explanation):
 
 RANDOM = "random, same size"
 """The control every share is set against."""
+
+_DRAWN = 64  # random changes at least, however few the examples
 
 
 def off_manifold(
@@ -291,8 +296,9 @@ def off_manifold(
     """
     check_pairs(x, x_adv)
     change = x_adv - x
-    noise = normal_like(tuple(x.shape), x, seed)
-    controls = {RANDOM: part_of(manifold.split(x, noise)[0], noise)}
+    around = x.repeat_interleave(max(1, _DRAWN // len(x)), 0)
+    noise = normal_like(tuple(around.shape), x, seed)
+    controls = {RANDOM: part_of(manifold.split(around, noise)[0], noise)}
     if natural is not None:
         for name, (first, second) in _natural_pairs(*natural, pairs=pairs, seed=seed).items():
             difference = second - first

@@ -74,9 +74,18 @@ class Neighbours(Explanation):
     def sentence(self) -> str:
         """Return how often neighbours have the label that the target answers."""
         features, pixels = self.agreeing
+        k, n = self.labels.shape[1], len(self.x)
+        if n <= _SHOWN:
+            own = self.answers.view(-1, 1)
+            pairs = zip(*((labels == own).sum(1).tolist() for labels in (self.labels, self.labels_pixels)), strict=True)
+            each = [
+                f"{self.name(int(answer))}: {near} of {k} in {self.layer}, {beside} of {k} in pixels"
+                for answer, (near, beside) in zip(self.answers, pairs, strict=True)
+            ]
+            return f"Nearest examples that have the label which the target answers; {'; '.join(each)}."
         return (
-            f"Of the {self.labels.shape[1]} nearest examples in {self.layer}, {features:.0%} have the label that the "
-            f"target answers ({len(self.x)} inputs); in pixels {pixels:.0%}."
+            f"Of the {k} nearest examples in {self.layer}, {features:.0%} have the label that the target answers "
+            f"({n} inputs); in pixels {pixels:.0%}."
         )
 
     def draw(self, figure: "Figure") -> None:

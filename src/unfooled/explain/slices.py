@@ -86,22 +86,22 @@ class Slice(Explanation):
         shares = self.shares()
         other = [row for row in self.rows() if row["class"] != self.names[self.label]]
         radius = float(self.a[-1])
-        inside = float((self.outside <= 0).double().mean())
-        said = f"Within {radius:.3g} (L2) of the centre, which is called {self.names[self.label]}, "
+        inside, step = float((self.outside <= 0).double().mean()), float(self.a[1] - self.a[0])
+        middle = next((name for name, (a, b, _) in self.marks.items() if abs(a) + abs(b) < 1e-6 * radius), "the middle")
+        said = f"Within {radius:.3g} (L2) of {middle}, which is called {self.names[self.label]}, "
         if other:
             near = min(other, key=lambda row: float(row["nearest_l2"]))
             said += (
                 f"{1 - shares.get(self.label, 0.0):.0%} of the plane is called otherwise ({len(other)} "
                 f"class{'' if len(other) == 1 else 'es'}), the nearest "
-                f"({near['class']}) {near['nearest_l2']:.3g} away; the grid sees nothing finer than "
-                f"{float(self.a[1] - self.a[0]):.2g}"
+                f"({near['class']}) {max(near['nearest_l2'], step):.3g} away or less (the grid's step is {step:.2g})"
             )
         else:
             said += "no other class holds any of the plane"
         cut = (
             "points were cut to the box"
             if self.clamp
-            else f"{inside:.0%} of the plane lie in the box, the median point leaves it by "
+            else f"{inside:.0%} of the plane are possible inputs, the median point leaves the box by "
             f"{float(self.outside.median()):.2g}"
         )
         return f"{said}; {cut}."

@@ -17,7 +17,7 @@ from unfooled.core.explanation import COLOURS, PALE, Explanation
 from unfooled.core.layers import shuffled, watched, weighted
 from unfooled.core.pictures import show
 from unfooled.core.target import Target
-from unfooled.errors import InputError, TargetError
+from unfooled.errors import InputError
 from unfooled.parametrise.fourier import Fourier
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ class Visualised(Explanation):
         )
         if self.untrained is not None:
             text += f" ({float(self.untrained.median()):.1f} in a copy with shuffled weights)"
+            if float(self.gains.median()) <= float(self.untrained.median()):
+                text += ", so that this says no more of the target than of any network"
         if self.natural is not None:
             above = int((self.reached > self.natural.amax(1)).sum())
             text += f"; {above} of {k} exceed the most active of {self.natural.shape[1]} natural images"
@@ -216,18 +218,12 @@ def _measured(asker: Asker, layer: str | None, units: tuple[Unit, ...], x: Tenso
 
 def _wanted(asker: Asker, layer: str | None, units: Sequence[int | Unit] | str, x: Tensor) -> tuple[Unit, ...]:
     """Return the units asked for; raises InputError where the layer does not have them or takes no such images."""
-    try:
-        if layer is None:
-            shape = asker.scores(x).shape[1:]
-        else:
-            with watched(asker.target, layer) as watch:
-                asker.scores(x)
-                shape = watch.taken(len(x)).shape[1:]
-    except (InputError, TargetError):
-        raise
-    except (RuntimeError, ValueError, IndexError) as error:
-        first = str(error).partition("\n")[0]
-        raise InputError(f"The target takes no images of shape {tuple(x.shape[1:])}: {first}") from error
+    if layer is None:
+        shape = asker.scores(x).shape[1:]
+    else:
+        with watched(asker.target, layer) as watch:
+            asker.scores(x)
+            shape = watch.taken(len(x)).shape[1:]
     if not len(shape):
         raise InputError(f"The layer {layer!r} gives one number for each input, not units.")
     if isinstance(units, str):
