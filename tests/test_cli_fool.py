@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from unfooled.cli import _fool
+from unfooled.cli import _words
 from unfooled.cli._app import call
 
 FEW = ["--generations", "6", "--population", "24"]
@@ -145,7 +145,7 @@ def test_missing_extras_are_named_before_the_work(
     package: str, extra: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(_fool, "find_spec", lambda name: None if name == package else found(name))
+    monkeypatch.setattr(_words, "find_spec", lambda name: None if name == package else found(name))
     assert f"unfooled[{extra}]" in refused(capsys)
 
 

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from unfooled.cli import _words
-from unfooled.errors import InputError, MissingExtra, safe_text
+from unfooled.errors import InputError, safe_text
 
 
 def explain(
@@ -80,12 +80,9 @@ def explain(
         raise InputError("--adversarial brings its own change: leave out --to and --threat.")
     inputs = _words.shape(shape)
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
+    _words.need("matplotlib", "explain", "explain")
 
     _words.load_torch()
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MissingExtra("`unfooled explain` draws with matplotlib: pip install 'unfooled[explain]'.") from None
     from unfooled.cli._progress import Live
     from unfooled.core import record
     from unfooled.core.data import DATASETS, load_data, read_classes

@@ -6,14 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from unfooled.cli import _words
-from unfooled.errors import InputError, MissingExtra, UnfooledError, safe_text
+from unfooled.errors import InputError, UnfooledError, safe_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -114,9 +113,9 @@ def fool(
         raise InputError(f"--until is a confidence between 0 and 1, not {until:g}; write 0.9999 for 99.99%.")
     inputs = _words.shape(shape)
     mean_, std_ = _words.numbers(mean, "--mean"), _words.numbers(std, "--std")
-    _need("matplotlib", "explain")
+    _words.need("matplotlib", "explain", "fool")
     if set(kinds) != {"gradient"}:
-        _need("ribs", "evolve")
+        _words.need("ribs", "evolve", "fool")
 
     _words.load_torch()
     from unfooled.cli._progress import Live
@@ -249,11 +248,6 @@ def _classes(text: str, model: "Target", shape: tuple[int, ...]) -> list[int]:
     if len(named) > count:
         raise InputError(f"--classes names {len(named)} classes, but {model.name} has only {count}.")
     return list(dict.fromkeys(resolve_class(word, model.classes, count) for word in named))
-
-
-def _need(package: str, extra: str) -> None:
-    if find_spec(package) is None:
-        raise MissingExtra(f"`unfooled fool` needs {package}: pip install 'unfooled[{extra}]'.")
 
 
 def _write(folder: Path, found: "list[Run]", command: str) -> list[str]:

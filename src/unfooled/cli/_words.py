@@ -6,12 +6,13 @@ import signal
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from cyclopts import Parameter
 
-from unfooled.errors import InputError, safe_text
+from unfooled.errors import InputError, MissingExtra, safe_text
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -109,6 +110,12 @@ def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     except ValueError:
         raise InputError(f"{option} {text!r}: give one number per channel, for example 0.485,0.456,0.406.") from None
     return values
+
+
+def need(package: str, extra: str, verb: str) -> None:
+    """Raise MissingExtra where a package that a verb needs is not installed."""
+    if find_spec(package) is None:
+        raise MissingExtra(f"`unfooled {verb}` needs {package}: pip install 'unfooled[{extra}]'.")
 
 
 def at_least_one(value: int | None, option: str) -> int | None:

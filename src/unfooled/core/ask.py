@@ -52,13 +52,7 @@ class Asker:
 
     def scores(self, x: Tensor) -> Tensor:
         """Return the scores [n, k] of x, float32 or wider."""
-        parts: list[Tensor] = []
-        with self._asking(x):
-            for rows in self._batches(x):
-                got = self.oracle.scores(self._sent(x[rows])).scores
-                assert got is not None
-                parts.append(_wide(got).to(x.device))
-        return torch.cat(parts)
+        return self.value(x, lambda scores, rows: scores)
 
     def confidences(self, x: Tensor) -> Tensor:
         """Return the confidence in each class, [n, k]: the softmax of the scores unless they are probabilities."""
@@ -70,7 +64,7 @@ class Asker:
             return torch.cat([self.oracle.label(self._sent(x[rows])).label.to(x.device) for rows in self._batches(x)])
 
     def value(self, x: Tensor, loss: PerRow) -> Tensor:
-        """Return the values [n] of `loss` at x: forward passes alone."""
+        """Return the values [n, ...] of `loss` at x: forward passes alone."""
         parts: list[Tensor] = []
         with self._asking(x):
             for rows in self._batches(x):

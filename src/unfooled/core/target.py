@@ -105,6 +105,10 @@ class Target:
         """The dtype that attacks compute in: float64 for float64 targets, else float32."""
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
+    def class_name(self, label: int) -> str:
+        """Return the name of a class, or its number where it has none."""
+        return str(self.classes[label]) if self.classes and label < len(self.classes) else str(label)
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of weights, buffers, bounds and normalisation, as hexadecimal text."""
         digest = hashlib.sha256(repr((self.bounds, self.mean, self.std)).encode())

@@ -78,10 +78,7 @@ class Worn(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         """Return the module's scores of x."""
-        (target,) = self._target
-        if target.mean is not None:
-            x = x - target._shaped(target.mean, x)
-        return self.module(x if target.std is None else x / target._shaped(target.std, x))
+        return self.module(self._target[0].prepared(x))
 
 
 def harden_target(

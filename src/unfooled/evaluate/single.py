@@ -332,13 +332,9 @@ def _looks(x: Tensor, target: Target) -> list[Look]:
     rows = confidences(scores.float().cpu())
     labels = rows.argmax(1).tolist()
     return [
-        Look(k, _name(target, k), float(row[k]), row)
+        Look(k, target.class_name(k), float(row[k]), row)
         for k, row in zip(labels, rows, strict=True)
     ]  # fmt: skip
-
-
-def _name(target: Target, label: int) -> str:
-    return str(target.classes[label]) if target.classes and label < len(target.classes) else str(label)
 
 
 def _attack(
@@ -527,7 +523,7 @@ def _trace(
         first.append(adversarial.label)
     peaks = path.amax(0).argsort(descending=True).tolist()
     drawn = list(dict.fromkeys(first + [k for k in peaks if float(path[:, k].amax()) >= 0.05]))[:DRAWN]
-    return {_name(target, k): [round(float(v), 6) for v in path[:, k]] for k in drawn}
+    return {target.class_name(k): [round(float(v), 6) for v in path[:, k]] for k in drawn}
 
 
 def _why(last: _Attempt, forward: int) -> str:

@@ -40,6 +40,11 @@ def lengths(d: Tensor) -> Tensor:
     return size.to(d.dtype)
 
 
+def unit(g: Tensor) -> Tensor:
+    """Return the rows of g [n, d] at L2 length 1; a row of zeros stays one."""
+    return g / g.norm(dim=1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
+
+
 def check_rows(x: Tensor, what: str = "x") -> Tensor:
     """Return x as floats; raises InputError unless it is a batch [n, ...] of finite numbers."""
     if not isinstance(x, Tensor) or x.dim() < 2 or not len(x) or not x.is_floating_point():
@@ -57,12 +62,6 @@ def check_like(d: Tensor, x: Tensor, what: str) -> Tensor:
         shape = tuple(d.shape) if isinstance(d, Tensor) else type(d).__name__
         raise InputError(f"{what} must have the shape {tuple(x.shape)} of x, not {shape}.")
     return check_rows(d.to(x.device, x.dtype), what)
-
-
-def class_name(target: Target, label: int) -> str:
-    """Return the name of a class, or its number where the target has no names."""
-    names = target.classes
-    return str(names[label]) if names is not None and label < len(names) else str(label)
 
 
 def short(name: str, most: int = 18) -> str:
@@ -93,7 +92,7 @@ def excess(z: Tensor, bounds: tuple[float, float]) -> Tensor:
 
 def class_names(target: Target, least: int) -> tuple[str, ...]:
     """Return the names of all classes, numbers for those without one, at least `least` of them."""
-    return tuple(class_name(target, j) for j in range(max(least, len(target.classes or ()))))
+    return tuple(target.class_name(j) for j in range(max(least, len(target.classes or ()))))
 
 
 def check_pairs(x: Tensor, x_adv: Tensor) -> None:

@@ -12,7 +12,7 @@ from unfooled.core.explanation import INK, SOFT, Explanation
 from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError, nearest
 
-from ._lines import check_rows, class_name, short
+from ._lines import check_rows, short
 from .slices import Slice, slice_through
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def belonging(
     answers = asker.confidences(x)
     count = answers.shape[1]
     label = _class_number(target, name, count)
-    called = class_name(target, label)
+    called = target.class_name(label)
     own = y.to(x.device) == label
     if not bool(own.any()):
         raise InputError(f"x holds no natural image of {called}; give some with their labels.")
@@ -190,7 +190,7 @@ def belonging(
     groups = tuple(Group(word, people, images.cpu(), *_answer(given, label)) for word, people, images, given in told)
     return Belonging(
         label=label, groups=groups, plane=_plane(target, groups, label, list(outsiders), points, batch_size),
-        bounds=target.bounds, names=tuple(class_name(target, j) for j in range(count)), most=most,
+        bounds=target.bounds, names=tuple(target.class_name(j) for j in range(count)), most=most,
     )  # fmt: skip
 
 
@@ -215,7 +215,7 @@ def _plane(
 
 
 def _class_number(target: Target, name: str | int, count: int) -> int:
-    names = [class_name(target, j) for j in range(count)]
+    names = [target.class_name(j) for j in range(count)]
     if isinstance(name, int):
         if not 0 <= name < count:
             raise InputError(f"There is no class {name}; the target has {count}, numbered from 0.")

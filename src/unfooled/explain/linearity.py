@@ -22,7 +22,7 @@ from unfooled.core.target import Target, as_target, untouched
 from unfooled.core.threat import linf
 from unfooled.errors import InputError
 
-from ._lines import asked, check_like, check_rows, class_name, colours_of, excess, random_directions, short
+from ._lines import asked, check_like, check_rows, colours_of, excess, random_directions, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -210,7 +210,7 @@ def logits_along(
     return LogitsAlong(
         t=t.cpu(), eps=size.cpu(), scores=answered[:, 0], random_scores=answered[:, 1:], fit=fit[:, 0],
         residual=residual[:, 0], knots=knots[:, 0], random_fit=fit[:, 1:], outside=outside, clamp=clamp,
-        names=tuple(class_name(asker.target, j) for j in range(answered.shape[-1])),
+        names=tuple(asker.target.class_name(j) for j in range(answered.shape[-1])),
     )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from unfooled.errors import InputError
 from unfooled.losses import margin
 from unfooled.stats import mean_interval, wilson
 
-from ._lines import asked, check_rows, random_directions
+from ._lines import asked, check_rows, random_directions, unit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -266,7 +266,7 @@ def directions(
     else:
         drawn = Noise(_keys(x, seed, "directions")).signs(0, (n, *x.shape[1:]), dtype=x.dtype)
     _, _, g = asker.gradient(x, lambda scores, rows: margin(scores, y[rows]))
-    rise = g.sign() if norm == "linf" else _unit(g.flatten(1)).view_as(g)
+    rise = g.sign() if norm == "linf" else unit(g.flatten(1)).view_as(g)
     ways = torch.cat([drawn, rise[:, None]], 1)  # [b, n + 1, ...]
     shape, bounds = (len(x), n + 1, along), asker.target.bounds
 
@@ -379,9 +379,9 @@ def gaas(
     _, g = _margin(asker, x, y)
     noise = Noise(_keys(x, seed, "gaas"))
     frame = noise.normal(0, (m, max(sizes)), dtype=x.dtype)
-    frame[:, :, 0] = _unit(g.flatten(1))
+    frame[:, :, 0] = unit(g.flatten(1))
     frame = torch.linalg.qr(frame).Q  # the first column is the gradient's direction, up to its sign
-    frame[:, :, 0] = _unit(g.flatten(1))
+    frame[:, :, 0] = unit(g.flatten(1))
     free = random_directions(x, max(sizes), seed, "gaas control")
     stray = _fooled(asker, x, y, eps * free.flatten(2))  # [b, max]
     aligned = []
@@ -522,10 +522,6 @@ def _even(k: int) -> Tensor:
 
 def _keys(x: Tensor, seed: int, what: str) -> Tensor:
     return torch.from_numpy(row_keys(seed, example_ids(x), what)).to(x.device)
-
-
-def _unit(g: Tensor) -> Tensor:
-    return g / g.norm(dim=1, keepdim=True).clamp(min=torch.finfo(g.dtype).tiny)
 
 
 def _unravel(rows: Tensor, shape: tuple[int, int, int]) -> tuple[Tensor, Tensor, Tensor]:

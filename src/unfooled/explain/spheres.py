@@ -21,6 +21,7 @@ from unfooled.errors import InputError
 from unfooled.losses import margin
 from unfooled.stats import wilson
 
+from ._lines import unit
 from .volume import summary, volume
 
 if TYPE_CHECKING:
@@ -313,7 +314,7 @@ def nearest_errors(asker: Asker, x: Tensor, *, steps: int = 300, step_size: floa
             break
         along = grad - (grad * z).sum(1, keepdim=True) * z
         along = along / along.norm(dim=1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
-        z = torch.where(open_, _normal(z + step_size * along), z)
+        z = torch.where(open_, unit(z + step_size * along), z)
     error = asker.labels(z) != 0
     best = z
     for _ in range(pulls):
@@ -322,9 +323,9 @@ def nearest_errors(asker: Asker, x: Tensor, *, steps: int = 300, step_size: floa
         low, high = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)  # towards the error
         for _ in range(12):
             half = (low + high) / 2
-            wrong = asker.labels(_normal(torch.lerp(goal, best, half.view(-1, 1)))) != 0
+            wrong = asker.labels(unit(torch.lerp(goal, best, half.view(-1, 1)))) != 0
             low, high = torch.where(wrong, low, half), torch.where(wrong, half, high)
-        nearer = _normal(torch.lerp(goal, best, high.view(-1, 1)))
+        nearer = unit(torch.lerp(goal, best, high.view(-1, 1)))
         better = error & (asker.labels(nearer) != 0) & ((nearer - x).norm(dim=1) < (best - x).norm(dim=1))
         best = torch.where(better.view(-1, 1), nearer, best)
         if not bool(better.any()):
@@ -350,7 +351,7 @@ def ellipsoid_distances(alpha: Tensor, x: Tensor) -> Tensor:
         z = x / (1 - t.view(-1, 1) * a)
         short = (a * z.square()).sum(1) < 0
         low, high = torch.where(short, t, low), torch.where(short, high, t)
-    z = _normal(x / (1 - low.view(-1, 1) * a))
+    z = unit(x / (1 - low.view(-1, 1) * a))
     return torch.where(inside, (z - x).norm(dim=1), 0.0)
 
 
@@ -405,9 +406,5 @@ def _cap_edge(x: Tensor, w: Tensor, bound: Tensor) -> Tensor:
     size = w.norm(dim=1, keepdim=True).clamp(min=torch.finfo(w.dtype).tiny)
     w = w / size
     a = (bound.view(-1, 1) / size).clamp(-1, 1)
-    across = _normal(x - (x * w).sum(1, keepdim=True) * w)
+    across = unit(x - (x * w).sum(1, keepdim=True) * w)
     return a * w + (1 - a * a).sqrt() * across
-
-
-def _normal(z: Tensor) -> Tensor:
-    return z / z.norm(dim=1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)

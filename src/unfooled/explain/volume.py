@@ -506,7 +506,7 @@ def _codes(of: str | int | Sequence[str | int], target: Target, classes: int) ->
 def _name(code: int, target: Target) -> str:
     if code == _ANY:
         return "any"
-    return str(target.classes[code]) if target.classes and code < len(target.classes) else str(code)
+    return target.class_name(code)
 
 
 def _space(

@@ -205,9 +205,8 @@ def ascend(
         asker.confidences(lo + (hi - lo) * noise_of(ids, "random images").uniform(0, shape, dtype=dtype)).amax(1)
         for ids in torch.arange(_RANDOM).split(room)
     ]
-    names = asker.target.classes or [str(c) for c in range(count)]
     return Ascended(
-        images=images, classes=wanted, names=tuple(names[int(c)] for c in wanted), confidences=sure,
+        images=images, classes=wanted, names=tuple(map(asker.target.class_name, wanted.tolist())), confidences=sure,
         history=torch.cat([climb.history for climb in climbs], 1), random=torch.cat(control),
         regulariser=regulariser, target=asker.target.name, forward=asker.forward, backward=asker.backward, count=count,
         bounds=asker.target.bounds,

@@ -426,7 +426,6 @@ class _Search:
         filled = (self.elites > -math.inf).nonzero()[:, 0]
         held = self._elite(filled)
         classes = torch.tensor(self.classes)[filled.cpu()]
-        known = self.target.classes or []
         genomes = torch.from_numpy(held["solution"])
         low, high = self.target.bounds
         drawn = [self.code.images(part.to(self.target.device)).cpu() for part in genomes.split(64)]
@@ -434,7 +433,7 @@ class _Search:
             target=self.target.name,
             code=self.code,
             classes=classes,
-            names=tuple(str(known[k]) if k < len(known) else str(k) for k in classes.tolist()),
+            names=tuple(map(self.target.class_name, classes.tolist())),
             images=low + (high - low) * torch.cat(drawn),
             log_odds=torch.from_numpy(held["objective"]),
             found=torch.from_numpy(held["generation"]),

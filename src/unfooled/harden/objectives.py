@@ -113,9 +113,8 @@ def noisy_step(
         raise InputError(f"N-FGSM knows Linf alone, not {threat!r}.")
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        eps = threat.eps * min(1.0, (step + 1) / max(1, ramp))
-        keys = torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "n-fgsm", step)).to(x.device)
-        start = x + noise * eps * (2 * Noise(keys).uniform(0, x.shape[1:], dtype=x.dtype) - 1)
+        eps = _grown(threat, step, ramp).eps
+        start = x + noise * eps * (2 * _luck(seed, ids, "n-fgsm", step, x).uniform(0, x.shape[1:], dtype=x.dtype) - 1)
         leaf = start.detach().requires_grad_(True)
         (grad,) = torch.autograd.grad(F.cross_entropy(module(leaf), y, reduction="sum"), leaf)
         return (start + step_size * eps * grad.sign()).clamp(*threat.bounds)
@@ -132,8 +131,7 @@ def aligned(objective: fit.Objective, threat: Ball, *, weight: float = 0.2, seed
     _bounded(threat)
 
     def regularised(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        keys = torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "gradalign", step)).to(x.device)
-        away = threat.sample(Noise(keys), 0, x)
+        away = threat.sample(_luck(seed, ids, "gradalign", step, x), 0, x)
         leaves = [v.detach().requires_grad_(True) for v in (x, away)]
         here, there = (
             torch.autograd.grad(F.cross_entropy(module(v), y, reduction="sum"), v, create_graph=True)[0].flatten(1)
@@ -245,7 +243,7 @@ def planted(perturbations: Sequence[Tensor], threat: Ball, *, share: float = 0.5
     stored = torch.stack(list(perturbations))
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        luck = Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "planted", step)).to(x.device))
+        luck = _luck(seed, ids, "planted", step, x)
         chosen = stored.to(x)[luck.integers(0, len(stored))]
         moved = threat.project(x + chosen, x)
         return torch.where((luck.uniform(1, (1,))[:, 0] < share).view(-1, *[1] * (x.dim() - 1)), moved, x)
@@ -262,7 +260,7 @@ def noised(threat: Ball, *, corners: bool = False, seed: int = 0) -> fit.Objecti
     _bounded(threat)
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        luck = Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "noised", step)).to(x.device))
+        luck = _luck(seed, ids, "noised", step, x)
         if corners:
             return threat.project(x + threat.eps * luck.signs(0, x.shape[1:], dtype=x.dtype), x)
         return threat.sample(luck, 0, x)
@@ -304,6 +302,11 @@ def _diverging(attack: Attack[Any], threat: Ball, *, seed: int, ramp: int) -> Ma
                 m.training = was
 
     return _once(perturb)
+
+
+def _luck(seed: int, ids: Tensor, what: str, step: int, x: Tensor) -> Noise:
+    """Return the rows' noise of one training step, on the device of x."""
+    return Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), what, step)).to(x.device))
 
 
 def _grown(threat: Ball, step: int, ramp: int) -> Ball:

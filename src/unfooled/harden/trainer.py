@@ -1,9 +1,8 @@
 """Hardening a module: training that is judged by an attack after every epoch, keeps its best, and can be killed."""
 
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -175,8 +174,8 @@ def fit(
         "weak": str(weak),
         "choose": choose,
         "patience": patience,
-        "module": _digest(*module.state_dict().values()),
-        "data": _digest(x, y, x_val, y_val),
+        "module": record.fingerprint(*module.state_dict().values()),
+        "data": record.fingerprint(x, y, x_val, y_val),
     }
     store = None if out is None else _Store(Path(out), settings, resume=resume)
     training = Training(module, x, y, objective, recipe, augment=augment, device=device)
@@ -251,9 +250,8 @@ class _Log:
                 f"Robust overfitting since epoch {line.epoch - FALLEN + 1}: the training loss falls while accuracy "
                 f"under the judge stays below its best ({before:.1%}); stop earlier, average weights or add data."
             )
-        line = Line(**{**asdict(line), "alarm": alarm})
-        value = {"adversarial": line.strong, "clean": line.clean, "last": float(line.epoch)}[self.choose]
-        if not self.lines or value > self._value(self.best):
+        line = replace(line, alarm=alarm)
+        if not self.lines or self._worth(line) > self._worth(self.lines[self.best - 1]):
             self.best = line.epoch
         self.lines.append(line)
         return line
@@ -263,8 +261,7 @@ class _Log:
         waited = self.lines[-1].epoch - self.best if self.lines else 0
         return self.collapsed or (patience is not None and waited >= patience)
 
-    def _value(self, epoch: int) -> float:
-        line = next(line for line in self.lines if line.epoch == epoch)
+    def _worth(self, line: Line) -> float:
         return {"adversarial": line.strong, "clean": line.clean, "last": float(line.epoch)}[self.choose]
 
     def _fallen(self, line: Line, best: float) -> bool:
@@ -358,10 +355,6 @@ def _check_classes(module: nn.Module, x: Tensor, y: Tensor, device: torch.device
         raise InputError(
             f"Labels run from {int(y.min())} to {int(y.max())}, but the module has the classes 0 to {classes - 1}."
         )
-
-
-def _digest(*tensors: Tensor) -> str:
-    return hashlib.sha256(record.fingerprint(*tensors).encode()).hexdigest()[:16]
 
 
 def _share(status: list[Status], which: Status) -> float:
