@@ -18,7 +18,7 @@ from benchmarks import results
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = (README, *(ROOT / "docs" / f"{page}.md" for page in ("shelf", "transfer", "explain", "fooling")))
+PAGES = (README, *(ROOT / "docs" / f"{page}.md" for page in ("shelf", "transfer", "explain", "fooling", "harden")))
 
 
 def standard() -> str:
@@ -299,6 +299,8 @@ TABLES: dict[str, Callable[[], str]] = {
 BESIDE = (
     "fooling", "rubbish", "rounds", "volume",
     "linearity", "geometry", "agreement", "halves", "manifold", "features", "visual", "spheres", "hypotheses",
+    "classic", "madry", "speedrun", "pair", "recipes", "collapse", "capacity", "finetuning",
+    "detectors", "ensembles", "smoothing", "abstention", "certified",
 )  # fmt: skip
 TABLES |= {name: partial(beside, name) for name in BESIDE if results.read(name)}
 
