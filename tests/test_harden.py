@@ -3,6 +3,7 @@
 import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from unfooled.attacks import fgsm, pgd
 from unfooled.core.engine import last_iterate
 from unfooled.core.threat import l2, linf
 from unfooled.errors import InputError
-from unfooled.harden import objectives
+from unfooled.harden import WAYS, objectives, way
 from unfooled.harden.objectives import adversarial, standard
 
 STEP = pgd(steps=1, step_size=1.0, start="clean")  # exact on a linear model of two classes
@@ -101,14 +102,20 @@ def test_trades_climbs_the_divergence_and_adds_it():
     assert module[0].weight.grad.abs().sum() > 0
 
 
-def test_trades_attacks_in_eval_mode_and_trains_in_train_mode():
+def test_attacks_of_some_objectives_see_eval_mode_and_their_losses_train_mode():
     torch.manual_seed(0)
     seen: list[bool] = []
     module = nn.Sequential(nn.Linear(6, 3), nn.Dropout(0.5)).train()
     module.register_forward_hook(lambda m, *_: seen.append(m.training))
     x, y = torch.rand(4, 6), torch.tensor([0, 1, 2, 0])
     objectives.trades(pgd(steps=3), linf(0.1))(module, x, y, torch.arange(4), 0)
-    assert seen == [False] * 4 + [True] and module.training and module[1].training
+    assert seen == [False] * 4 + [True] * 2 and module.training and module[1].training
+    seen.clear()
+    objectives.mart(pgd(steps=3), linf(0.1))(module, x, y, torch.arange(4), 0)
+    assert seen == [False] * 3 + [True] * 2 and module.training and module[1].training
+    seen.clear()
+    objectives.nuclear(linf(0.1))(module, x, y, torch.arange(4), 0)
+    assert seen == [False] * 2 + [True] * 2 and module.training and module[1].training
 
 
 def test_mart_is_its_formula():
@@ -131,8 +138,17 @@ def test_the_noisy_step_is_noise_and_one_step_never_projected():
     assert 0.05 < float(start.abs().max()) <= 0.1 + 1e-6
     w = (module.weight[y] - module.weight[1 - y]).sign()
     torch.testing.assert_close(end, start - 0.05 * w)
-    with pytest.raises(InputError, match="Linf alone"):
-        objectives.noisy_step(l2(0.5))
+    far.clear()
+    walled = torch.zeros_like(x)
+    objectives.noisy_step(linf(0.05), noise=2.0)(module, walled, y, ids, 3)
+    start, end = far
+    assert (
+        0.4 < float((start == 0).double().mean()) < 0.6 and float(start.max()) <= 0.1 + 1e-6
+    )  # noise is cut, then steps
+    torch.testing.assert_close(end, (start - 0.05 * w).clamp(0, 1))
+    for made in (objectives.noisy_step, objectives.nuclear, objectives.Free):
+        with pytest.raises(InputError, match="Linf alone"):
+            made(l2(0.5))
 
 
 def test_aligned_gradients_cost_nothing_on_a_linear_model_and_something_on_a_bent_one():
@@ -146,6 +162,62 @@ def test_aligned_gradients_cost_nothing_on_a_linear_model_and_something_on_a_ben
     assert 0.01 < more.item() < 10
     more.backward()
     assert bent[0].weight.grad.abs().sum() > 0
+
+
+def test_alignment_is_one_minus_the_cosine_of_two_gradients_the_first_a_constant():
+    module, x, y, ids = deep()
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    found = objectives.aligned(standard(), linf(0.3), weight=2.0)(module, x, y, ids, 0)
+    hook.remove()
+    found.backward()
+    learned = module[0].weight.grad.clone()
+
+    def slope(z: torch.Tensor) -> torch.Tensor:
+        z = z.clone().requires_grad_(True)
+        return torch.autograd.grad(F.cross_entropy(module(z), y), z, create_graph=True)[0]
+
+    at, away = seen[0], seen[1]
+    assert torch.equal(at, x) and 0.2 < float((away - x).abs().max()) <= 0.3 + 1e-9
+    a, b = slope(at).detach(), slope(away)
+    cosine = (a * b).sum(1) / a.norm(dim=1) / b.norm(dim=1)
+    want = F.cross_entropy(module(x), y) + 2.0 * (1 - cosine).mean()
+    torch.testing.assert_close(found, want)
+    module[0].weight.grad = None
+    want.backward()
+    torch.testing.assert_close(learned, module[0].weight.grad)
+
+
+def test_the_nuclear_norm_is_the_sum_of_singular_values():
+    module, x, y, ids = deep()
+    seen: list[torch.Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    eps, objective = 0.2, objectives.nuclear(linf(0.2), weight=3.0, ramp=4)
+    losses_ = {step: objective(module, x, y, ids, step) for step in (0, 1, 7)}
+    hook.remove()
+    for at, (step, share) in enumerate(((0, 0.25), (1, 0.5), (7, 1.0))):
+        clean, start, x_adv, again = seen[4 * at : 4 * at + 4]
+        assert torch.equal(clean, x) and torch.equal(again, x)
+        torch.testing.assert_close(start, (x + 0.1 * (start - x).sign()).clamp(0, 1))
+        assert 0.3 < float((start > x).double().mean()) < 0.7
+        leaf = start.clone().requires_grad_(True)
+        climbed = F.cross_entropy(module(leaf), y)
+        if step % 2:
+            climbed = climbed + 3.0 * share * torch.linalg.svdvals(module(leaf) - module(x).detach()).sum() / 7
+        (grad,) = torch.autograd.grad(climbed, leaf)
+        want = (x + (start + eps * grad.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+        torch.testing.assert_close(x_adv, want)
+        change = (module(x_adv) - module(x)).detach().numpy()
+        norm = float(np.sqrt(np.linalg.eigvalsh(change.T @ change).clip(0)).sum())
+        torch.testing.assert_close(
+            losses_[step],
+            F.cross_entropy(module(x), y) + 3.0 * share * norm / 7,
+            check_dtype=False,
+            rtol=1e-5,
+            atol=1e-6,
+        )
+    losses_[7].backward()
+    assert module[0].weight.grad.abs().sum() > 0
 
 
 def test_weights_move_against_the_loss_and_come_back():
@@ -177,6 +249,35 @@ def test_perturbed_weights_see_the_examples_made_at_the_true_ones():
     assert len(calls) == 5 + 1 + 1  # the attack once, the loss at both weights
 
 
+def test_perturbed_weights_see_the_noisy_step_of_the_true_ones():
+    module, x, y, ids = deep()
+    seen: list[torch.Tensor] = []
+    module.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+    objectives.weight_perturbed(objectives.noisy_step(linf(0.1)), gamma=1.0)(module, x, y, ids, 0)
+    start, end, again = seen
+    assert torch.equal(end, again) and not torch.equal(start, end)
+
+
+def test_free_training_is_its_algorithm():
+    module, x, y, ids = deep()
+    twin, eps = copy.deepcopy(module), 0.15
+    free, delta = objectives.Free(linf(eps)), torch.zeros_like(x)
+    mine, theirs = (torch.optim.SGD(m.parameters(), lr=0.5) for m in (module, twin))
+    for batch in (x, x, x, 1 - x, 1 - x):  # the change goes on from one batch to the next
+        mine.zero_grad()
+        loss = free(module, batch, y, ids, 0)
+        loss.backward()
+        mine.step()
+        theirs.zero_grad()
+        leaf = (batch + delta).clamp(0, 1).requires_grad_(True)
+        F.cross_entropy(twin(leaf), y).backward()
+        theirs.step()
+        delta = (delta + eps * leaf.grad.sign()).clamp(-eps, eps)
+    torch.testing.assert_close(module[0].weight, twin[0].weight)
+    few = free(module, x[:3], y[:3], ids[:3], 0)
+    torch.testing.assert_close(few, F.cross_entropy(twin((x[:3] + delta[:3]).clamp(0, 1)), y[:3]))
+
+
 def test_free_training_follows_the_gradient_of_the_weights_own_pass():
     module, x, y, ids = case()
     free = objectives.Free(linf(0.1))
@@ -198,6 +299,66 @@ def test_planted_changes_stay_in_the_ball_on_a_share_of_the_rows():
     assert 0.45 < float((change != 0).float().mean()) < 0.55
     with pytest.raises(InputError, match="at least one perturbation"):
         objectives.planted([], linf(0.1))
+
+
+def test_universal_rounds_train_on_what_was_learned_at_their_beginning():
+    module, x, y, ids = case()
+    asked: list[tuple[float, int]] = []
+
+    def learn(now: nn.Module, at: int) -> torch.Tensor:
+        asked.append((float(now.bias[0].detach()), at))
+        return torch.full((6,), 0.02 * (at + 1))
+
+    objective = objectives.universal(learn, linf(0.1), steps=3, share=1.0)
+    for step in range(7):
+        with torch.no_grad():
+            module.bias[0] = float(step)
+        found = objective(module, x, y, ids, step)
+        torch.testing.assert_close(found, F.cross_entropy(module(x + 0.02 * (step // 3 + 1)), y))
+    assert asked == [(0.0, 0), (3.0, 1), (6.0, 2)]
+    objective(module, x, y, ids, 0)  # another training begins
+    assert asked[-1][1] == 0
+    with pytest.raises(InputError, match="needs steps"):
+        objectives.universal(learn, linf(0.1), steps=0)
+    with pytest.raises(InputError, match="needs rounds"):
+        way("universal").objective(linf(0.1))
+
+
+def test_dropout_is_of_the_input_and_of_hidden_units_and_leaves_no_trace():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(400, 300), nn.ReLU(), nn.Linear(300, 2))
+    seen: dict[int, torch.Tensor] = {}
+    for i in (0, 2):  # what the layers work with, after the hooks of the objective
+        module[i].register_forward_hook(lambda m, args, out, i=i: seen.__setitem__(i, args[0].detach()))
+    x, y = torch.ones(50, 400), torch.arange(50) % 2
+    torch.testing.assert_close(
+        objectives.dropped(inputs=0, hidden=0)(module, x, y, y, 0), F.cross_entropy(module(x), y)
+    )
+    plain = seen[2]
+    objectives.dropped()(module, x, y, y, 0)
+    assert 0.18 < float((seen[0] == 0).double().mean()) < 0.22
+    torch.testing.assert_close(seen[0].max(), torch.tensor(1.25))
+    objectives.dropped(inputs=0)(module, x, y, y, 0)
+    alive = plain > 0
+    assert 0.45 < float((seen[2][alive] == 0).double().mean()) < 0.55
+    both = alive & (seen[2] > 0)
+    torch.testing.assert_close(seen[2][both], 2 * plain[both])
+    module(x)
+    torch.testing.assert_close(seen[2], plain)
+    with pytest.raises(InputError, match="up to 1"):
+        objectives.dropped(hidden=1.0)
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name not in ("universal", "gradalign")])
+def test_a_way_costs_the_passes_that_it_names(name: str):
+    module, x, y, ids = deep()
+    counted: list[bool] = []
+    module.register_forward_hook(lambda *_: counted.append(torch.is_grad_enabled()))
+    each = way(name)
+    objective = each.objective(linf(0.1))
+    for visit in range(each.recipe.get("replays", 1)):
+        objective(module, x, y, ids, visit).backward()
+    assert sum(counted) == each.passes and len(counted) <= each.passes + 1
 
 
 def test_noise_fills_the_ball_or_stands_in_its_corners():

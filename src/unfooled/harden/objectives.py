@@ -26,6 +26,9 @@ from unfooled.errors import InputError
 Made = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]
 """`(module, x, y, ids, step) -> x_adv`, a `fit.Perturb`."""
 
+Learn = Callable[[nn.Module, int], Tensor]
+"""`(module, round) -> change [...]` of one example's shape: a universal perturbation of the module as it is now."""
+
 
 def standard() -> fit.Objective:
     """Return the mean cross-entropy on the images as they are."""
@@ -57,8 +60,8 @@ def mixed(attack: Attack[Any], threat: Ball, *, alpha: float = 0.5, seed: int = 
     perturb = attacked(attack, threat, seed=seed, ramp=ramp)
 
     def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        hard = F.cross_entropy(module(perturb(module, x, y, ids, step)), y)
-        return alpha * F.cross_entropy(module(x), y) + (1 - alpha) * hard
+        hard = fit.cross_entropy(module(perturb(module, x, y, ids, step)), y)
+        return alpha * fit.cross_entropy(module(x), y) + (1 - alpha) * hard
 
     return objective
 
@@ -67,15 +70,15 @@ def trades(attack: Attack[Any], threat: Ball, *, beta: float = 6.0, seed: int = 
     """Return J(x, y) + beta KL(p(x) || p(x_adv)), where x_adv climbs that divergence (TRADES, arXiv:1901.08573, eq. 5).
 
     The attack must climb cross-entropy along gradients: it is shown a target of two classes whose cross-entropy grows
-    with the divergence, from a random start: at x itself the divergence has no gradient. x_adv is made in eval mode, as
-    the authors' code does. Raises InputError as `adversarial`.
+    with the divergence, from a random start: at x itself the divergence has no gradient. x_adv is made in eval mode,
+    and the two losses see a batch each, as in the authors' code. Raises InputError as `adversarial`.
     """
     perturb = _diverging(attack, threat, seed=seed, ramp=ramp)
 
     def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         x_adv = perturb(module, x, y, ids, step)
-        clean, hard = module(torch.cat([x, x_adv])).chunk(2)
-        return F.cross_entropy(clean, y) + beta * losses.kl(hard, clean).mean()
+        clean, hard = module(x), module(x_adv)
+        return fit.cross_entropy(clean, y) + beta * losses.kl(hard, clean).mean()
 
     return objective
 
@@ -83,16 +86,18 @@ def trades(attack: Attack[Any], threat: Ball, *, beta: float = 6.0, seed: int = 
 def mart(attack: Attack[Any], threat: Ball, *, beta: float = 5.0, seed: int = 0, ramp: int = 0) -> fit.Objective:
     """Return BCE(x_adv, y) + beta mean(KL(p(x) || p(x_adv)) (1 - p_y(x))) (MART, Wang et al. 2020, eq. 10 and 11).
 
-    BCE is -log p_y - log(1 - max of the others): misclassified examples weigh more. Raises InputError as `adversarial`.
+    BCE is -log p_y - log(1 - max of the others): misclassified examples weigh more. x_adv climbs the cross-entropy in
+    eval mode, as in the authors' code. Raises InputError as `adversarial`.
     """
     perturb = attacked(attack, threat, seed=seed, ramp=ramp)
 
     def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        x_adv = perturb(module, x, y, ids, step)
-        clean, hard = module(torch.cat([x, x_adv])).chunk(2)
+        with _evaluating(module):
+            x_adv = perturb(module, x, y, ids, step)
+        clean, hard = module(x), module(x_adv)
         p = hard.softmax(1)
         rival = p.scatter(1, y[:, None], 0.0).amax(1)
-        boosted = F.cross_entropy(hard, y, reduction="none") - torch.log1p(-rival + 1e-4)
+        boosted = fit.cross_entropy(hard, y, reduction="none") - torch.log1p(-rival + 1e-4)
         unsure = 1 - clean.softmax(1).gather(1, y[:, None])[:, 0]
         return boosted.mean() + beta * (losses.kl(hard, clean) * unsure).mean()
 
@@ -104,8 +109,9 @@ def noisy_step(
 ) -> fit.Objective:
     """Return N-FGSM: one signed step from x plus noise of `noise` eps, never projected (arXiv:2202.01181, algorithm 1).
 
-    The noise is uniform in the Linf ball of noise * eps and the step step_size * eps: what is trained on may lie
-    (noise + step_size) eps away, inside the box. One-step training that does not collapse at the usual eps.
+    The noise is uniform in the Linf ball of noise * eps, cut to the box as in the authors' code, and the step step_size
+    * eps: what is trained on may lie (noise + step_size) eps away. One-step training that does not collapse at the
+    usual eps.
     Raises InputError for a threat other than Linf with a finite eps.
     """
     _bounded(threat)
@@ -114,30 +120,76 @@ def noisy_step(
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         eps = _grown(threat, step, ramp).eps
-        start = x + noise * eps * (2 * _luck(seed, ids, "n-fgsm", step, x).uniform(0, x.shape[1:], dtype=x.dtype) - 1)
-        leaf = start.detach().requires_grad_(True)
-        (grad,) = torch.autograd.grad(F.cross_entropy(module(leaf), y, reduction="sum"), leaf)
+        drawn = 2 * _luck(seed, ids, "n-fgsm", step, x).uniform(0, x.shape[1:], dtype=x.dtype) - 1
+        start = (x + noise * eps * drawn).clamp(*threat.bounds)
+        grad = _slope(lambda z: F.cross_entropy(module(z), y, reduction="sum"), start)
         return (start + step_size * eps * grad.sign()).clamp(*threat.bounds)
 
-    return fit.adversarial(perturb)
+    return fit.adversarial(_once(perturb))
+
+
+def nuclear(threat: Ball, *, weight: float = 4.5, seed: int = 0, ramp: int = 0) -> fit.Objective:
+    """Return J(x, y) + weight ||f(x_adv) - f(x)||_* / b: one-step nuclear norm training (NuAT).
+
+    Sriramanan et al. 2021, NeurIPS 34. The nuclear norm is of the batch's change of logits [b, k]: it asks that few
+    directions of change are left, whatever the label. x_adv is one signed step of eps from x +- eps/2, projected, which
+    climbs the cross-entropy in eval mode and at every second step the nuclear norm too, as in the authors' code. The
+    weight grows to its value over the first `ramp` steps (theirs: over all of training). Raises InputError for a threat
+    other than Linf with a finite eps.
+    """
+    _bounded(threat)
+    if threat.norm.name != "linf":
+        raise InputError(f"Nuclear norm training knows Linf alone, not {threat!r}.")
+
+    def grown(step: int) -> float:
+        return weight * min(1.0, (step + 1) / max(1, ramp))
+
+    def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        signs = _luck(seed, ids, "nuat", step, x).signs(0, x.shape[1:], dtype=x.dtype)
+        start = (x + 0.5 * threat.eps * signs).clamp(*threat.bounds)
+
+        def climbed(z: Tensor) -> Tensor:
+            scores = module(z)
+            loss = F.cross_entropy(scores, y)
+            return loss + grown(step) * _spread(scores - clean) if step % 2 else loss
+
+        with _evaluating(module):
+            with torch.no_grad():
+                clean = module(x)
+            grad = _slope(climbed, start)
+        return threat.project(start + threat.eps * grad.sign(), x)
+
+    made = _once(perturb)
+
+    def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        x_adv = made(module, x, y, ids, step)
+        hard, clean = module(x_adv), module(x)
+        return F.cross_entropy(clean, y) + grown(step) * _spread(hard - clean)
+
+    return objective
+
+
+def _spread(change: Tensor) -> Tensor:
+    """Return the nuclear norm of [b, k], divided by b."""
+    return torch.linalg.matrix_norm(change.float(), "nuc") / len(change)
 
 
 def aligned(objective: fit.Objective, threat: Ball, *, weight: float = 0.2, seed: int = 0) -> fit.Objective:
     """Return `objective` plus weight (1 - cos(grad J(x), grad J(x + u))), u uniform in the ball (GradAlign).
 
     Andriushchenko and Flammarion 2020, arXiv:2007.02617, eq. 5: gradients that agree across the ball keep one-step
-    training from collapsing; the price is a second derivative. Raises InputError as `adversarial`.
+    training from collapsing; the price is a second derivative. As in the authors' code the gradient at x is a constant.
+    Their weight is 0.2 at 8/255 and 2 at 16/255 on CIFAR-10. Raises InputError as `adversarial`.
     """
     _bounded(threat)
 
     def regularised(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        away = threat.sample(_luck(seed, ids, "gradalign", step, x), 0, x)
-        leaves = [v.detach().requires_grad_(True) for v in (x, away)]
-        here, there = (
-            torch.autograd.grad(F.cross_entropy(module(v), y, reduction="sum"), v, create_graph=True)[0].flatten(1)
-            for v in leaves
-        )
-        agreement = F.cosine_similarity(here, there, dim=1)
+        def loss(z: Tensor) -> Tensor:
+            return F.cross_entropy(module(z), y, reduction="sum")
+
+        here = _slope(loss, x)
+        there = _slope(loss, threat.sample(_luck(seed, ids, "gradalign", step, x), 0, x), create_graph=True)
+        agreement = F.cosine_similarity(here.flatten(1), there.flatten(1), dim=1)
         return objective(module, x, y, ids, step) + weight * (1 - agreement).mean()
 
     return regularised
@@ -227,7 +279,7 @@ class Free:
             delta = (delta + eps * self._leaf.grad[: len(x)].sign()).clamp(-eps, eps)
         self._delta = delta.detach()
         self._leaf = (x + self._delta).clamp(*self.threat.bounds).detach().requires_grad_(True)
-        return F.cross_entropy(module(self._leaf), y)
+        return fit.cross_entropy(module(self._leaf), y)
 
 
 def planted(perturbations: Sequence[Tensor], threat: Ball, *, share: float = 0.5, seed: int = 0) -> fit.Objective:
@@ -251,6 +303,28 @@ def planted(perturbations: Sequence[Tensor], threat: Ball, *, share: float = 0.5
     return fit.adversarial(perturb)
 
 
+def universal(learn: Learn, threat: Ball, *, steps: int, share: float = 0.5, seed: int = 0) -> fit.Objective:
+    """Return `planted` with one fresh universal perturbation a round: learned anew after every `steps` steps.
+
+    The rounds of fine-tuning of Moosavi-Dezfooli et al. 2017 (arXiv:1610.08401, section 4). `learn` finds a change that
+    fools the module as it is at the beginning of a round; a round of whole epochs is found again by a resumed training.
+    Raises InputError as `planted`, or for rounds without steps.
+    """
+    _bounded(threat)
+    if steps < 1:
+        raise InputError(f"A round of training on one universal perturbation needs steps, not {steps}.")
+    now: dict[int, fit.Objective] = {}
+
+    def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        at = step // steps
+        if at not in now or step % steps == 0:
+            now.clear()
+            now[at] = planted([learn(module, at)], threat, share=share, seed=seed)
+        return now[at](module, x, y, ids, step)
+
+    return objective
+
+
 def noised(threat: Ball, *, corners: bool = False, seed: int = 0) -> fit.Objective:
     """Return the mean cross-entropy with random changes inside the ball: the control of adversarial training.
 
@@ -268,6 +342,30 @@ def noised(threat: Ball, *, corners: bool = False, seed: int = 0) -> fit.Objecti
     return fit.adversarial(perturb)
 
 
+def dropped(*, inputs: float = 0.2, hidden: float = 0.5) -> fit.Objective:
+    """Return the mean cross-entropy with dropout of the input and before every linear layer: a control.
+
+    The usual shares (Srivastava et al. 2014, JMLR 15), which Goodfellow et al. 2014 find no help against FGSM; the
+    module's first layer sees the dropout of the input alone. Raises InputError for shares outside [0, 1).
+    """
+    if not (0 <= inputs < 1 and 0 <= hidden < 1):
+        raise InputError(f"Shares that are dropped lie from 0 up to 1, not {inputs} and {hidden}.")
+
+    def thinned(_: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return F.dropout(given[0], hidden), *given[1:]
+
+    def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
+        layers = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
+        hooks = [m.register_forward_pre_hook(thinned) for m in layers[1:] if isinstance(m, nn.Linear)]
+        try:
+            return F.cross_entropy(module(F.dropout(x, inputs)), y)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    return objective
+
+
 def attacked(attack: Attack[Any], threat: Ball, *, seed: int = 0, ramp: int = 0) -> Made:
     """Return what makes the attack's last iterates for a training step; raises InputError without a finite eps."""
     _bounded(threat)
@@ -283,9 +381,7 @@ def _diverging(attack: Attack[Any], threat: Ball, *, seed: int, ramp: int) -> Ma
     _bounded(threat)
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        flags = [(m, m.training) for m in module.modules()]
-        module.eval()
-        try:
+        with _evaluating(module):
             with torch.no_grad():
                 clean = module(x)
 
@@ -297,11 +393,26 @@ def _diverging(attack: Attack[Any], threat: Ball, *, seed: int, ramp: int) -> Ma
             asked.dtype = x.dtype
             ball = _grown(threat, step, ramp)
             return last_iterate(attack, asked, x, torch.zeros_like(y), ball, seed=seed, ids=ids.numpy(), step=step)
-        finally:
-            for m, was in flags:
-                m.training = was
 
     return _once(perturb)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """Inside, the module is in eval mode."""
+    flags = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, was in flags:
+            m.training = was
+
+
+def _slope(loss: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False) -> Tensor:
+    """Return the gradient of a loss of inputs at x."""
+    leaf = x.detach().requires_grad_(True)
+    return torch.autograd.grad(loss(leaf), leaf, create_graph=create_graph)[0]
 
 
 def _luck(seed: int, ids: Tensor, what: str, step: int, x: Tensor) -> Noise:

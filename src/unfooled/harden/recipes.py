@@ -11,24 +11,43 @@ from unfooled.errors import InputError, nearest
 
 from . import objectives
 
+
+@dataclass(frozen=True)
+class Rounds:
+    """How universal perturbations are made fresh: what learns one, and the steps of training on each."""
+
+    learn: objectives.Learn
+    steps: int
+
+
 Make = Callable[[Ball, int, int], Objective]
 """`(threat, seed, steps over which the radius grows) -> objective`."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to harden: `passes` are the forward-backward pairs that a training image costs an epoch."""
+    """One way to harden: `passes` are the forward-backward pairs that a training image costs an epoch.
+
+    `make` is None for the way that learns universal perturbations: what learns them comes from outside (`Rounds`).
+    """
 
     name: str
     paper: str
     doc: str
-    make: Make
+    make: Make | None
     passes: int
     recipe: dict[str, Any] = field(default_factory=dict)
 
-    def objective(self, threat: Ball, *, seed: int = 0, ramp: int = 0) -> Objective:
-        """Return the objective for a threat; the radius grows from 0 over the first `ramp` steps."""
-        return self.make(threat, seed, ramp)
+    def objective(self, threat: Ball, *, seed: int = 0, ramp: int = 0, rounds: Rounds | None = None) -> Objective:
+        """Return the objective for a threat; the radius grows from 0 over the first `ramp` steps.
+
+        Raises InputError when the way needs `rounds` and there are none, and as the objectives.
+        """
+        if self.make:
+            return self.make(threat, seed, ramp)
+        if rounds is None:
+            raise InputError(f"The recipe {self.name!r} needs rounds=Rounds(...), which says how changes are learned.")
+        return objectives.universal(rounds.learn, threat, steps=rounds.steps, seed=seed)
 
 
 def way(name: str) -> Way:
@@ -46,6 +65,8 @@ def _ways() -> list[Way]:
         Way("standard", "", "No attack at all: the control.", lambda t, s, r: objectives.standard(), 1),
         Way("noise", "Goodfellow et al. 2014, arXiv:1412.6572", "Random changes in the ball: the other control.",
             lambda t, s, r: objectives.noised(t, seed=s), 1),
+        Way("dropout", "Srivastava et al. 2014, JMLR 15", "Dropout of input and hidden units: the third control.",
+            lambda t, s, r: objectives.dropped(), 1),
         Way("mixed", "Goodfellow et al. 2014, arXiv:1412.6572", "Half the loss at x, half after one signed step.",
             lambda t, s, r: objectives.mixed(parse(_CLEAN), t, seed=s, ramp=r), 3),
         Way("pgd", "Madry et al. 2018, arXiv:1706.06083", "The loss at the end of seven steps.",
@@ -56,17 +77,21 @@ def _ways() -> list[Way]:
             lambda t, s, r: objectives.mart(parse(_MANY), t, seed=s, ramp=r), 9),
         Way("awp", "Wu et al. 2020, arXiv:2004.05884", "PGD training at weights moved against it.",
             lambda t, s, r: objectives.weight_perturbed(
-                objectives.adversarial(parse(_MANY), t, seed=s, ramp=r), after=r), 9),
+                objectives.adversarial(parse(_MANY), t, seed=s, ramp=r), gamma=0.01, after=r), 9),
         Way("fgsm-rs", "Wong et al. 2020, arXiv:2001.03994", "One long step from a random start; may collapse.",
             lambda t, s, r: objectives.adversarial(parse(_ONE), t, seed=s, ramp=r), 2),
         Way("n-fgsm", "de Jorge et al. 2022, arXiv:2202.01181", "One step from wide noise, not projected.",
             lambda t, s, r: objectives.noisy_step(t, seed=s, ramp=r), 2),
+        Way("nuat", "Sriramanan et al. 2021, NeurIPS 34", "One step, and logits that change in few directions.",
+            lambda t, s, r: objectives.nuclear(t, seed=s, ramp=r), 3),
         Way("gradalign", "Andriushchenko and Flammarion 2020, arXiv:2007.02617",
             "One step, and gradients that agree across the ball.",
             lambda t, s, r: objectives.aligned(
-                objectives.adversarial(parse(_ONE), t, seed=s, ramp=r), t, seed=s), 6),
+                objectives.adversarial(parse(_CLEAN), t, seed=s, ramp=r), t, seed=s), 6),
         Way("free", "Shafahi et al. 2019, arXiv:1904.12843", "Four visits a batch, one backward pass for both.",
             lambda t, s, r: objectives.Free(t), 4, {"replays": 4}),
+        Way("universal", "Moosavi-Dezfooli et al. 2017, arXiv:1610.08401",
+            "Half of the images with one perturbation for all, learned anew every epoch.", None, 2),
     ]  # fmt: skip
 
 
