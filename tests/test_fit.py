@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from unfooled.core import fit as fit_module
-from unfooled.core.fit import Epoch, Recipe, Training, adversarial, fit, standard
+from unfooled.core.fit import Epoch, Recipe, Training, adversarial, cross_entropy, fit, standard
 from unfooled.errors import InputError, UnfooledError
 
 
@@ -279,3 +279,86 @@ def test_settings_that_make_no_sense_are_named():
     ):
         with pytest.raises(InputError, match=said):
             fit(network(), x, y, **bad)
+
+
+# ---- labels, extra data, bytes
+
+
+def test_smoothing_is_in_the_loss_while_the_training_runs_and_nowhere_else():
+    x, y = blobs()
+    found = {}
+    for smoothing in (0.0, 0.3):
+
+        def objective(module, xb, yb, ids, step, smoothing=smoothing):
+            scores = module(xb)
+            loss = cross_entropy(scores, yb)
+            assert torch.equal(loss, F.cross_entropy(scores, yb, label_smoothing=smoothing))
+            return loss
+
+        module = network()
+        fit(module, x, y, objective, epochs=30, batch_size=100, lr=0.05, smoothing=smoothing)
+        found[smoothing] = module.eval()(x).softmax(1).amax(1).mean().item()
+        assert cross_entropy(torch.eye(2), torch.arange(2)) == F.cross_entropy(torch.eye(2), torch.arange(2))
+    assert found[0.3] == pytest.approx(0.85, abs=0.03) and found[0.0] > 0.95  # 1 - 0.3 / 2 is what smoothing asks for
+    with pytest.raises(InputError, match="smoothing"):
+        fit(network(), x, y, smoothing=1.0)
+
+
+def test_extra_rows_are_the_share_of_every_batch_that_was_asked_for():
+    x, y = blobs(50)
+    more = (x[:35] + 10, y[:35])
+    seen: list[torch.Tensor] = []
+
+    def objective(module, xb, yb, ids, step):
+        rows, labels = torch.cat([x, more[0]]), torch.cat([y, more[1]])
+        assert torch.equal(xb, rows[ids]) and torch.equal(yb, labels[ids])
+        seen.append(ids)
+        return standard(module, xb, yb, ids, step)
+
+    fit(network(), x, y, objective, epochs=4, batch_size=20, mix=0.3, extra=more)
+    per_epoch = len(seen) // 4
+    assert per_epoch == 4 and [len(ids) for ids in seen[:4]] == [20, 20, 20, 11]  # 14 + 6, the last 8 + 3
+    assert [int((ids >= 50).sum()) for ids in seen[:4]] == [6, 6, 6, 3]
+    first = torch.cat(seen[:per_epoch])
+    assert sorted(first[first < 50].tolist()) == list(range(50))
+    drawn = first[first >= 50]
+    assert len(drawn.unique()) == len(drawn) == 21  # none twice before all were there once
+    with pytest.raises(InputError, match="Extra rows"):
+        fit(network(), x, y, extra=(torch.rand(5, 3), y[:5]))
+    with pytest.raises(InputError, match="mix"):
+        fit(network(), x, y, extra=more, mix=1.0)
+
+
+def test_training_with_extra_rows_is_restored_to_the_same_bits():
+    x, y = blobs()
+    how = {"recipe": Recipe(epochs=4, batch_size=48, lr=0.01, mix=0.6), "extra": (x[:30] + 0.1, y[:30])}
+    whole = Training(network(), x, y, **how)
+    for _ in range(4):
+        whole.run_epoch()
+    first = Training(network(), x, y, **how)
+    first.run_epoch()
+    second = Training(network(seed=7), x, y, **how)
+    second.restore(*first.state())
+    for _ in range(3):
+        second.run_epoch()
+    assert bits(second.module) == bits(whole.module)
+    other = Training(network(), x, y, recipe=how["recipe"])
+    for _ in range(4):
+        other.run_epoch()
+    assert bits(other.module) != bits(whole.module)
+
+
+def test_bytes_are_trained_on_as_the_floats_that_they_stand_for():
+    x, y = blobs()
+    whole = (x * 255).round().to(torch.uint8)
+    seen = []
+
+    def objective(module, xb, yb, ids, step):
+        seen.append((xb, whole[ids].numpy().astype("float32") / 255))
+        return standard(module, xb, yb, ids, step)
+
+    module, floats = network(), network()
+    fit(module, whole, y, objective, epochs=2, lr=0.01)
+    fit(floats, whole.float() / 255, y, epochs=2, lr=0.01)
+    assert bits(module) == bits(floats)
+    assert all((a.numpy() == b).all() for a, b in seen)

@@ -14,6 +14,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import unfooled as uf
+from unfooled import harden
+from unfooled.core import fit as core_fit
 from unfooled.core.fit import Recipe
 from unfooled.harden import objectives, trainer
 from unfooled.harden.trainer import Line
@@ -46,7 +48,7 @@ def test_adversarial_training_gives_up_the_weak_features_and_plain_training_does
     for name, objective in (("plain", objectives.standard()), ("hard", objectives.adversarial(STEP, BALL))):
         module = linear()
         longer = Recipe(epochs=40, batch_size=64, lr=0.2)
-        done = trainer.fit(module, x, y, objective, threat=BALL, recipe=longer, validation=200, choose="last")
+        done = trainer.fit(module, (x, y), objective, threat=BALL, recipe=longer, validation=200, choose="last")
         found[name] = done.best
         again = uf.run(trainer.JUDGE, module, *strong_and_weak_features(), BALL)
         survived = sum(s == "survived" for s in again.status) / len(again.status)
@@ -60,15 +62,15 @@ def test_the_best_epoch_is_kept_by_what_was_asked_for() -> None:
     for choose, key in (("adversarial", "strong"), ("clean", "clean")):
         module, seen = linear(), []
         done = trainer.fit(
-            module, x, y, objectives.standard(), threat=BALL, recipe=RECIPE, choose=choose, validation=200,
+            module, (x, y), objectives.standard(), threat=BALL, recipe=RECIPE, choose=choose, validation=200,
             on_line=seen.append,
         )  # fmt: skip
         assert list(done.lines) == seen
         values = [getattr(line, key) for line in done.lines]
         assert getattr(done.best, key) == max(values) and done.chosen == 1 + values.index(max(values))
-    last = trainer.fit(linear(), x, y, objectives.standard(), threat=BALL, recipe=RECIPE, choose="last")
+    last = trainer.fit(linear(), (x, y), objectives.standard(), threat=BALL, recipe=RECIPE, choose="last")
     assert last.chosen == 15
-    early = trainer.fit(linear(), x, y, objectives.standard(), threat=BALL, recipe=RECIPE, patience=2)
+    early = trainer.fit(linear(), (x, y), objectives.standard(), threat=BALL, recipe=RECIPE, patience=2)
     assert len(early.lines) < 15 and len(early.lines) - early.chosen == 2
 
 
@@ -80,7 +82,7 @@ def test_the_module_holds_the_chosen_epochs_weights() -> None:
     def keep(line: Line) -> None:
         kept[line.epoch] = module.weight.detach().clone()
 
-    done = trainer.fit(module, x, y, objectives.standard(), threat=BALL, recipe=RECIPE, validation=val, on_line=keep)
+    done = trainer.fit(module, (x, y), objectives.standard(), threat=BALL, recipe=RECIPE, validation=val, on_line=keep)
     assert torch.equal(module.weight, kept[done.chosen])
 
 
@@ -94,7 +96,7 @@ def test_a_loss_that_is_not_finite_goes_back_and_on_more_slowly() -> None:
         return loss * float("nan") if len(calls) in (15, 16) else loss
 
     module = linear()
-    done = trainer.fit(module, x, y, objective, threat=BALL, recipe=RECIPE, validation=200)
+    done = trainer.fit(module, (x, y), objective, threat=BALL, recipe=RECIPE, validation=200)
     assert len(done.lines) == 15 and sum("last good epoch" in alarm for alarm in done.alarms) == 1
     assert done.best.clean > 0.7 and bool(module.weight.isfinite().all())
     assert max(line.lr for line in done.lines[3:]) <= 0.5 * RECIPE.lr + 1e-9
@@ -103,7 +105,43 @@ def test_a_loss_that_is_not_finite_goes_back_and_on_more_slowly() -> None:
         return F.cross_entropy(module(xb), yb) * float("nan")
 
     with pytest.raises(uf.UnfooledError, match="loss became nan"):
-        trainer.fit(linear(), x, y, hopeless, threat=BALL, recipe=RECIPE)
+        trainer.fit(linear(), (x, y), hopeless, threat=BALL, recipe=RECIPE)
+
+
+@pytest.mark.parametrize("name", [name for name, way in harden.WAYS.items() if way.make])
+def test_smoothing_reaches_every_way_and_not_the_examples_it_makes(name: str) -> None:
+    x, y = strong_and_weak_features(64)
+    seen: dict[float, list[torch.Tensor]] = {0.0: [], 0.2: []}
+    weights = []
+    for smoothing, shown in seen.items():
+        module = linear()
+        module.register_forward_hook(lambda m, given, scores, shown=shown: shown.append(given[0].detach().clone()))
+        objective = harden.way(name).objective(BALL)
+        core_fit.fit(module, x, y, objective, epochs=1, batch_size=64, smoothing=smoothing, optimizer="sgd")
+        weights.append(module.weight)
+    assert not torch.equal(*weights)
+    if name not in ("free", "awp"):  # their examples follow the gradients of the smoothed loss itself
+        assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
+
+
+def test_data_come_as_a_pair_a_loader_a_name_or_bytes() -> None:
+    x, y = strong_and_weak_features()
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=100)
+    made = []
+    for data in ((x, y), loader, [(x[:300], y[:300]), (x[300:], y[300:])], uf.load_data((x, y))):
+        module = linear()
+        trainer.fit(module, data, objectives.standard(), threat=BALL, recipe=RECIPE, choose="last")
+        made.append(module.weight)
+    assert all(torch.equal(made[0], other) for other in made[1:])
+    whole = (x * 255).round().to(torch.uint8)
+    found = []
+    for rows in (whole, whole.float() / 255):
+        module = linear()
+        done = trainer.fit(
+            module, (rows, y), objectives.standard(), threat=BALL, recipe=RECIPE, extra=(rows[:9], y[:9])
+        )
+        found.append((module.weight, [(n.loss, n.clean, n.strong) for n in done.lines]))
+    assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
 
 
 def test_alarms_are_about_what_the_lines_say() -> None:
@@ -126,7 +164,7 @@ def test_bad_input_is_one_sentence() -> None:
 
     def refuse(said: str, module: nn.Module, x: torch.Tensor, y: torch.Tensor, **more: object) -> None:
         with pytest.raises(uf.InputError, match=said):
-            trainer.fit(module, x, y, objectives.standard(), **{"threat": BALL, "validation": 20, **more})
+            trainer.fit(module, (x, y), objectives.standard(), **{"threat": BALL, "validation": 20, **more})
 
     refuse("one label", linear(), x, y * 0)
     refuse("classes 0 to 1", linear(), x, y + 1)
@@ -135,6 +173,12 @@ def test_bad_input_is_one_sentence() -> None:
     refuse("finite eps", linear(), x, y, threat=uf.linf())
     refuse("leaves nothing", linear(), x, y, validation=60)
     refuse("not finite", linear(), x * float("nan"), y)
+    refuse("one whole-number label an input", linear(), x, y[:-1])
+    refuse("one whole-number label an input", linear(), x, y.float())
+    refuse("classes 0 to 1", linear(), x, y, extra=(x, y + 2))
+    refuse("classes 0 to 1", linear(), x, y, validation=(x, y + 2))
+    refuse("no augmentation", linear(), x, y, augment="flip")
+    refuse("cannot be cut", linear(), x, y, augment="flips")
     refuse("choose is", linear(), x, y, choose="best")
 
 
@@ -142,7 +186,7 @@ def test_a_training_interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Pa
     x, y = strong_and_weak_features()
     how = {"threat": BALL, "recipe": Recipe(epochs=6, batch_size=64, lr=0.03, ema=0.9), "validation": 100, "name": "o"}
     whole = linear()
-    want = trainer.fit(whole, x, y, objectives.adversarial(STEP, BALL), **how)
+    want = trainer.fit(whole, (x, y), objectives.adversarial(STEP, BALL), **how)
 
     class Enough(Exception):
         pass
@@ -152,19 +196,24 @@ def test_a_training_interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Pa
             raise Enough
 
     with pytest.raises(Enough):
-        trainer.fit(linear(), x, y, objectives.adversarial(STEP, BALL), out=tmp_path / "t", on_line=stop, **how)
+        trainer.fit(linear(), (x, y), objectives.adversarial(STEP, BALL), out=tmp_path / "t", on_line=stop, **how)
     files = sorted(p.name for p in (tmp_path / "t").iterdir())
     assert len(files) == 3 and files[2] == "training.json"
     module = linear()
-    done = trainer.fit(module, x, y, objectives.adversarial(STEP, BALL), out=tmp_path / "t", resume=True, **how)
+    done = trainer.fit(module, (x, y), objectives.adversarial(STEP, BALL), out=tmp_path / "t", resume=True, **how)
     assert torch.equal(module.weight, whole.weight) and torch.equal(module.bias, whole.bias)
     assert [(n.loss, n.strong) for n in done.lines] == [(n.loss, n.strong) for n in want.lines]
     with pytest.raises(uf.InputError, match="another recipe"):
         trainer.fit(
-            linear(), x, y, objectives.standard(), out=tmp_path / "t", resume=True, **how | {"recipe": Recipe(epochs=7)}
+            linear(),
+            (x, y),
+            objectives.standard(),
+            out=tmp_path / "t",
+            resume=True,
+            **how | {"recipe": Recipe(epochs=7)},
         )
     with pytest.raises(uf.InputError, match="exists already"):
-        trainer.fit(linear(), x, y, objectives.standard(), out=tmp_path / "t", **how)
+        trainer.fit(linear(), (x, y), objectives.standard(), out=tmp_path / "t", **how)
 
 
 KILLED = """
@@ -176,7 +225,7 @@ from unfooled.harden import objectives, trainer
 torch.set_num_threads(1)
 x, y = strong_and_weak_features()
 module = linear()
-trainer.fit(module, x, y, objectives.adversarial(STEP, BALL), threat=BALL, recipe=Recipe(epochs=12, batch_size=64),
+trainer.fit(module, (x, y), objectives.adversarial(STEP, BALL), threat=BALL, recipe=Recipe(epochs=12, batch_size=64),
             validation=100, name="o", out=sys.argv[1], resume=sys.argv[2] == "resume")
 torch.save({{"weight": module.weight.detach()}}, sys.argv[1] + "/done.pt")
 """

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +22,8 @@ Perturb: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]
 """`(module, x, y, ids, step) -> x_adv`, the same shape as x."""
 
 Augment: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
-"""`(x [b, ...], generator on the CPU) -> x of the same shape`, drawing from the generator alone."""
+"""`(x [b, ...], generator on the CPU) -> x of the same shape`, drawing from the generator alone; x lies on the device
+that trains."""
 
 Schedule: TypeAlias = Literal["onecycle", "cosine", "constant"]
 
@@ -36,9 +38,20 @@ class Epoch:
     seconds: float
 
 
+_SMOOTHING: ContextVar[float] = ContextVar("smoothing", default=0.0)
+
+
+def cross_entropy(scores: Tensor, y: Tensor, reduction: Literal["mean", "none"] = "mean") -> Tensor:
+    """Return the cross-entropy that objectives minimise: with the label smoothing of the training that is running.
+
+    An attack inside a training step climbs losses of its own, which are never smoothed.
+    """
+    return F.cross_entropy(scores, y, reduction=reduction, label_smoothing=_SMOOTHING.get())
+
+
 def standard(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
     """Return the mean cross-entropy on the images as they are (an `Objective`)."""
-    return F.cross_entropy(module(x), y)
+    return cross_entropy(module(x), y)
 
 
 def adversarial(perturb: Perturb) -> Objective:
@@ -48,7 +61,7 @@ def adversarial(perturb: Perturb) -> Objective:
     """
 
     def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        return F.cross_entropy(module(perturb(module, x, y, ids, step)), y)
+        return cross_entropy(module(perturb(module, x, y, ids, step)), y)
 
     return objective
 
@@ -69,6 +82,10 @@ class Recipe:
         channels_last: memory format of weights and images [b, c, h, w].
         compiled: train through torch.compile.
         replays: steps made in a row on one batch (free adversarial training's m); epochs visit the rows that often.
+        smoothing: share of every label that is spread over all classes (Szegedy et al. 2016, arXiv:1512.00567,
+            section 7), in every objective that takes its cross-entropy from here.
+        mix: share of every batch that comes from the extra data, where there is some (Gowal et al. 2021,
+            arXiv:2110.09468).
 
     Raises InputError for settings that cannot be trained with.
     """
@@ -85,6 +102,8 @@ class Recipe:
     channels_last: bool = False
     compiled: bool = False
     replays: int = 1
+    smoothing: float = 0.0
+    mix: float = 0.3
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot be trained with."""
@@ -96,6 +115,11 @@ class Recipe:
         if not 0 <= self.ema < 1:
             raise InputError(
                 f"ema={self.ema} is outside [0, 1): 0 switches averaging off, 0.999 averages about 1,000 steps."
+            )
+        if not 0 <= self.smoothing < 1 or not 0 < self.mix < 1:
+            raise InputError(
+                "smoothing is a share from 0 to below 1 and mix one above 0 and below 1, "
+                f"not smoothing={self.smoothing}, mix={self.mix}."
             )
         for name, known in (
             ("schedule", ("onecycle", "cosine", "constant")),
@@ -112,9 +136,12 @@ class Training:
 
     Args:
         module: trained in place, only the parameters that require a gradient.
-        x, y: rows [n, ...] and labels int64 [n], on any device.
+        x, y: rows [n, ...] and labels int64 [n], on any device; uint8 rows are kept on the device that trains and
+            divided by 255 there, batch by batch.
         objective, recipe: what is minimised, and how.
-        augment: applied to every batch.
+        augment: applied to every batch, on the device that trains.
+        extra: more rows and labels, such as generated images with pseudo-labels: of every batch the recipe's `mix` is
+            drawn from them, each as often as any other; an epoch remains a visit of all of x. Their ids follow x's.
         device: where to move the module; None trains where its weights are.
 
     `epoch` epochs and `step` steps are done, `history` has one line an epoch. `evaluated` is the module to look at: the
@@ -134,11 +161,17 @@ class Training:
         recipe: Recipe | None = None,
         *,
         augment: Augment | None = None,
+        extra: tuple[Tensor, Tensor] | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.recipe = recipe = recipe or Recipe()
-        if len(x) == 0 or len(x) != len(y):
-            raise InputError(f"Training needs as many labels as images and at least one, not {len(x)} and {len(y)}.")
+        for rows, labels in ((x, y), *([extra] if extra else [])):
+            if len(rows) == 0 or len(rows) != len(labels):
+                raise InputError(
+                    f"Training needs as many labels as images and at least one, not {len(rows)} and {len(labels)}."
+                )
+            if rows.shape[1:] != x.shape[1:]:
+                raise InputError(f"Extra rows are {tuple(rows.shape[1:])} each, not {tuple(x.shape[1:])} as the data.")
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
             raise InputError("No parameter of the module requires a gradient: call module.requires_grad_() before fit.")
@@ -146,12 +179,14 @@ class Training:
             module.to(device)
         if recipe.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.module, self.x, self.y, self.objective, self.augment = module, x, y, objective, augment
+        self.module, self.objective, self.augment = module, objective, augment
         self.device = trained[0].device
+        self.x, self.y = self._kept(x), y.to(self.device)
+        self.extra = None if extra is None else (self._kept(extra[0]), extra[1].to(self.device))
         self._trained = trained
         asked: nn.Module = module if recipe.precision == "float32" else _InBf16(module, self.device)
         self._asked: nn.Module = torch.compile(asked) if recipe.compiled else asked  # type: ignore[assignment]
-        steps = recipe.epochs * recipe.replays * math.ceil(len(x) / recipe.batch_size)
+        steps = recipe.epochs * recipe.replays * math.ceil(len(x) / self._own)
         self._optimizer = _optimizer(recipe, trained)
         self._rate = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _rate(recipe.schedule, steps))
         self._average = copy.deepcopy(module) if recipe.ema else None
@@ -178,16 +213,17 @@ class Training:
         Raises UnfooledError when the loss is no longer finite.
         """
         r, began = self.recipe, time.perf_counter()
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
         with _world_kept(self.module, self.device):
             _set_luck(self._luck, self.device)
             self.module.train()
-            for ids in torch.split(torch.randperm(len(self.x), generator=self._order), r.batch_size):
+            for ids in self._batches():
                 x, y = self._batch(ids)
                 for _ in range(r.replays):
                     total += self._update(x, y, ids) * len(ids)
+                    seen += len(ids)
             self._luck = _luck(self.device)
-        mean = float(total) / len(self.x) / r.replays
+        mean = float(total) / seen
         if not math.isfinite(mean):
             raise UnfooledError(f"The loss became {mean} in epoch {self.epoch + 1}: train with a lower lr than {r.lr}.")
         done = Epoch(self.epoch + 1, mean, float(self._rate.get_last_lr()[0]), time.perf_counter() - began)
@@ -201,14 +237,45 @@ class Training:
         for p in self._trained:
             p.grad = None
 
+    @property
+    def _own(self) -> int:
+        """Return how many rows of a full batch come from the data themselves."""
+        size = self.recipe.batch_size
+        return size if self.extra is None else max(1, size - round(self.recipe.mix * size))
+
+    def _batches(self) -> list[Tensor]:
+        """Return the ids of an epoch's batches, each int64 on the CPU: all of the data once, and the extra share."""
+        own = torch.split(torch.randperm(len(self.x), generator=self._order), self._own)
+        if self.extra is None:
+            return list(own)
+        share = (self.recipe.batch_size - self._own) / self._own
+        sizes, n = [round(share * len(ids)) for ids in own], len(self.extra[0])
+        rounds = [torch.randperm(n, generator=self._order) for _ in range(math.ceil(sum(sizes) / n))]
+        added = torch.cat([torch.empty(0, dtype=torch.int64), *rounds])[: sum(sizes)] + len(self.x)
+        return [torch.cat(both) for both in zip(own, torch.split(added, sizes), strict=True)]
+
     def _batch(self, ids: Tensor) -> tuple[Tensor, Tensor]:
-        x, y = self.x[ids.to(self.x.device)], self.y[ids.to(self.y.device)].to(self.device)
-        x = (self.augment(x, self._order) if self.augment else x).to(self.device)
+        x, y = self._rows(self.x, self.y, ids[ids < len(self.x)])
+        if self.extra is not None:
+            more = self._rows(*self.extra, ids[ids >= len(self.x)] - len(self.x))
+            x, y = torch.cat([x, more[0]]), torch.cat([y, more[1]])
+        x = self.augment(x, self._order) if self.augment else x
         return (x.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else x), y
+
+    def _rows(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        rows = x[ids.to(x.device)].to(self.device)
+        return unit(rows), y[ids.to(y.device)]
+
+    def _kept(self, x: Tensor) -> Tensor:
+        return x.to(self.device) if x.dtype == torch.uint8 else x
 
     def _update(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """Make one step; return the loss without a host sync."""
-        loss = self.objective(self._asked, x, y, ids, self.step)
+        smoothed = _SMOOTHING.set(self.recipe.smoothing)
+        try:
+            loss = self.objective(self._asked, x, y, ids, self.step)
+        finally:
+            _SMOOTHING.reset(smoothed)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -274,6 +341,7 @@ def fit(
     objective: Objective = standard,
     *,
     augment: Augment | None = None,
+    extra: tuple[Tensor, Tensor] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     device: torch.device | str | None = None,
     **recipe: Any,
@@ -288,13 +356,18 @@ def fit(
         UnfooledError: the loss stopped being finite.
     """
     with torch.inference_mode(mode=False):
-        training = Training(module, x, y, objective, Recipe(**recipe), augment=augment, device=device)
+        training = Training(module, x, y, objective, Recipe(**recipe), augment=augment, extra=extra, device=device)
         for _ in range(training.recipe.epochs):
             done = training.run_epoch()
             if on_epoch:
                 on_epoch(done)
         training.finish()
     return training.history
+
+
+def unit(x: Tensor) -> Tensor:
+    """Return uint8 x divided by 255, floats as they are."""
+    return x.float() / 255 if x.dtype == torch.uint8 else x
 
 
 class _InBf16(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unfooled import harden
-from unfooled.attacks import SUITES
+from unfooled.attacks import SUITES, universal
 from unfooled.core.data import Data
 from unfooled.core.fit import Objective, Recipe, Training
 from unfooled.core.result import Evaluation, Progress
@@ -127,16 +127,33 @@ def harden_target(
     plan = Recipe(**{"epochs": epochs or 10, "seed": seed, **_usual(train), **way.recipe, **(settings or {})})
     before = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
     if budget is not None:
-        fits = _affordable(module, train, way.objective(threat, seed=seed), plan, budget)
+        rounds = fresh_universals(train.take(plan.batch_size * TRIAL), threat, steps=TRIAL, seed=seed)
+        fits = _affordable(module, train, way.objective(threat, seed=seed, rounds=rounds), plan, budget)
         plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
-    steps = plan.epochs * plan.replays * math.ceil(len(train) / plan.batch_size)
+    kept, ball = min(500, max(20, len(train) // 10)), threat.within(target.bounds)
+    an_epoch = plan.replays * math.ceil((len(train) - kept) / plan.batch_size)
+    rounds = fresh_universals(train, ball, steps=an_epoch, seed=seed)
     done = harden.fit(
-        module, train.x, train.y, way.objective(threat.within(target.bounds), seed=seed, ramp=round(RAMP * steps)),
-        threat=threat.within(target.bounds), recipe=plan, choose=choose, patience=patience, out=out, resume=resume,
-        name=recipe, on_line=on_line, validation=min(500, max(20, len(train) // 10)),
+        module, train, way.objective(ball, seed=seed, ramp=round(RAMP * plan.epochs * an_epoch), rounds=rounds),
+        threat=ball, recipe=plan, choose=choose, patience=patience, out=out, resume=resume,
+        name=recipe, on_line=on_line, validation=kept,
     )  # fmt: skip
     after = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
     return Proof(target, done, before, after)
+
+
+def fresh_universals(train: Data, threat: Ball, *, steps: int, seed: int = 0) -> harden.Rounds:
+    """Return how a universal perturbation is learned anew after every `steps` steps, at the cost of one pass of `train`.
+
+    It is learned on 2,000 rows at most, visited as often as that cost allows, for what the module itself answers there.
+    """
+    some = train.take(min(len(train), 2000))
+
+    def learn(module: nn.Module, at: int) -> Tensor:
+        visits, target = max(1, len(train) // len(some)), Target(module, bounds=threat.bounds)
+        return universal(target, some.x, threat, epochs=visits, batch_size=100, seed=seed + at).delta
+
+    return harden.Rounds(learn, steps)
 
 
 def _usual(train: Data) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def nuclear(threat: Ball, *, weight: float = 4.5, seed: int = 0, ramp: int = 0) 
     def objective(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         x_adv = made(module, x, y, ids, step)
         hard, clean = module(x_adv), module(x)
-        return F.cross_entropy(clean, y) + grown(step) * _spread(hard - clean)
+        return fit.cross_entropy(clean, y) + grown(step) * _spread(hard - clean)
 
     return objective
 
@@ -358,7 +358,7 @@ def dropped(*, inputs: float = 0.2, hidden: float = 0.5) -> fit.Objective:
         layers = [m for m in module.modules() if next(m.parameters(recurse=False), None) is not None]
         hooks = [m.register_forward_pre_hook(thinned) for m in layers[1:] if isinstance(m, nn.Linear)]
         try:
-            return F.cross_entropy(module(F.dropout(x, inputs)), y)
+            return fit.cross_entropy(module(F.dropout(x, inputs)), y)
         finally:
             for hook in hooks:
                 hook.remove()

@@ -4,18 +4,20 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from unfooled.core import record
 from unfooled.core.attack import Attack
+from unfooled.core.augment import augment as read_augmentation
+from unfooled.core.data import Data, load_data
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
-from unfooled.core.fit import Augment, Objective, Recipe, Training
+from unfooled.core.fit import Augment, Objective, Recipe, Training, unit
 from unfooled.core.result import Status
 from unfooled.core.run import run
-from unfooled.core.target import Target
+from unfooled.core.target import Target, untouched
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError, UnfooledError
 from unfooled.stats import wilson
@@ -108,20 +110,26 @@ class Hardened(Explanation):
         axes.legend(loc="upper right")
 
 
+Rows: TypeAlias = Data | tuple[Tensor, Tensor] | Any
+"""Inputs in [0, 1] with labels: a `Data`, a pair (x [n, ...], y int64 [n]) of tensors, which stay where they lie and
+may be uint8, or what `load_data` reads: a name, a path, a DataLoader or another iterable of batches (x, y). A loader is
+read once and held in memory: what it draws at random is drawn once."""
+
+
 def fit(
     module: nn.Module,
-    x: Tensor,
-    y: Tensor,
+    data: Rows,
     objective: Objective,
     *,
     threat: Ball,
     recipe: Recipe | None = None,
     judge: Attack[Any] | str = JUDGE,
     weak: Attack[Any] | str = WEAK,
-    validation: tuple[Tensor, Tensor] | int = 500,
+    validation: Rows | int = 500,
+    extra: Rows | None = None,
     choose: Choose = "adversarial",
     patience: int | None = None,
-    augment: Augment | None = None,
+    augment: Augment | str | None = None,
     device: torch.device | str | None = None,
     out: Path | str | None = None,
     resume: bool = False,
@@ -132,18 +140,19 @@ def fit(
 
     Args:
         module: takes inputs in [0, 1]; trained where its weights are, or on `device`.
-        x, y: training rows [n, ...] and labels int64 [n].
+        data: what it is trained on (`Rows`): a loader, a `Data`, a pair (x, y), or a name of `load_data`.
         objective: what a step minimises (`harden.objectives`).
         threat: what it is to be hardened against; a ball with a finite eps.
         recipe: how it is trained (`core.fit.Recipe`).
         judge, weak: the attack whose error counts, and a one-step attack beside it; a model that stands against the
             weak one alone has learned to fool it.
-        validation: rows [m, ...] and labels that are not trained on; or how many of the training rows, chosen by the
-            recipe's seed, are kept back.
+        validation: rows that are not trained on; or how many of the training rows, chosen by the recipe's seed, are
+            kept back.
+        extra: more rows to train on, such as generated images: the recipe's `mix` of every batch comes from them.
         choose: the best epoch by accuracy under the judge (Rice et al. 2020, arXiv:2002.11569), by clean accuracy, or
             the last one.
         patience: epochs without a better one after which training ends; None: it goes on.
-        augment: as for `core.fit.Training`.
+        augment: as for `core.fit.Training`, or its text, such as "flips+crops(4)" (`core.augment`).
         out: a folder for checkpoints, one an epoch, written whole; with `resume` training goes on from what lies there
             and ends with the same bits as if it had not been interrupted (on the CPU).
         name: what the objective is called there: a resumed training must have the same.
@@ -164,8 +173,12 @@ def fit(
         raise InputError(f"Hardening needs a threat with a finite eps, not {threat!r}.")
     if choose not in ("adversarial", "clean", "last"):
         raise InputError(f"choose is 'adversarial', 'clean' or 'last', not {choose!r}.")
-    (x, y), (x_val, y_val) = _split(x, y, validation, recipe.seed)
-    _check_classes(module, x, y, device)
+    (x, y), (x_val, y_val) = _split(*_rows(data), validation, recipe.seed)
+    if len(y.unique()) < 2:
+        raise InputError("All training rows have one label: there is nothing to tell apart; check the labels.")
+    more = None if extra is None else _rows(extra)
+    for rows in ((x, y), (x_val, y_val), *([more] if more else [])):
+        _check(module, *rows, device)
     settings = {
         "objective": name or getattr(objective, "__qualname__", type(objective).__name__),
         "recipe": asdict(recipe),
@@ -175,17 +188,19 @@ def fit(
         "choose": choose,
         "patience": patience,
         "module": record.fingerprint(*module.state_dict().values()),
-        "data": record.fingerprint(x, y, x_val, y_val),
+        "data": record.fingerprint(x, y, x_val, y_val, *(more or ())),
+        "augment": str(augment or ""),
     }
     store = None if out is None else _Store(Path(out), settings, resume=resume)
-    training = Training(module, x, y, objective, recipe, augment=augment, device=device)
+    changed = read_augmentation(augment) if isinstance(augment, str) else augment
+    training = Training(module, x, y, objective, recipe, augment=changed, extra=more, device=device)
     log = _Log(choose)
     if store is not None and resume:
         store.load(training, log)
 
     def look() -> tuple[float, float, float]:
         asked = Target(training.evaluated)
-        rows = x_val.to(training.device), y_val.to(training.device)
+        rows = unit(x_val).to(training.device), y_val.to(training.device)
         strong, one = (run(attack, asked, *rows, threat, seed=recipe.seed) for attack in (judge, weak))
         clean = 1 - _share(strong.status, Status.MISCLASSIFIED)
         return clean, _share(one.status, Status.SURVIVED), _share(strong.status, Status.SURVIVED)
@@ -321,11 +336,24 @@ class _Store:
         log.weights = load_file(self.folder / known["files"]["best"])
 
 
+def _rows(data: Rows) -> tuple[Tensor, Tensor]:
+    """Return inputs and labels; a pair of tensors as it is, all else as `load_data` reads it."""
+    if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
+        x, y = data
+        if len(x) != len(y) or y.is_floating_point():
+            raise InputError(
+                f"Give one whole-number label an input, not {len(x)} inputs and {len(y)} labels of {y.dtype}."
+            )
+        return x, y
+    read = load_data(data, split="train")
+    return read.x, read.y
+
+
 def _split(
-    x: Tensor, y: Tensor, validation: tuple[Tensor, Tensor] | int, seed: int
+    x: Tensor, y: Tensor, validation: Rows | int, seed: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     if not isinstance(validation, int):
-        return (x, y), validation
+        return (x, y), _rows(validation)
     if not 0 < validation < len(x):
         raise InputError(
             f"validation={validation} of {len(x)} rows leaves nothing to train on or nothing to judge by; "
@@ -336,21 +364,16 @@ def _split(
     return (x[rest], y[rest.to(y.device)]), (x[kept], y[kept.to(y.device)])
 
 
-def _check_classes(module: nn.Module, x: Tensor, y: Tensor, device: torch.device | str | None) -> None:
+def _check(module: nn.Module, x: Tensor, y: Tensor, device: torch.device | str | None) -> None:
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError("The module has no parameter to train: call module.requires_grad_() or give another one.")
-    if len(x) != len(y) or y.is_floating_point():
-        raise InputError(f"Give one whole-number label an input, not {len(x)} inputs and {len(y)} labels of {y.dtype}.")
     if not bool(x.isfinite().all()):
         raise InputError("The training rows contain values that are not finite; leave those rows out or mend them.")
-    if len(y.unique()) < 2:
-        raise InputError("All training rows have one label: there is nothing to tell apart; check the labels.")
     if device is not None:
         module.to(device)
-    training = module.training
-    with torch.no_grad():
-        classes = module.eval()(x[:1].to(next(module.parameters()).device)).shape[1]
-    module.train(training)
+    target = Target(module)
+    with untouched(target), torch.no_grad():
+        classes = target.scores(unit(x[:1]).to(target.device)).shape[1]
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise InputError(
             f"Labels run from {int(y.min())} to {int(y.max())}, but the module has the classes 0 to {classes - 1}."
