@@ -1,6 +1,7 @@
 """Hardening: objectives, ways by name, and training that an attack judges after every epoch."""
 
 from .recipes import WAYS as WAYS
+from .recipes import Rounds as Rounds
 from .recipes import Way as Way
 from .recipes import way as way
 from .trainer import Choose as Choose
