@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,11 +20,13 @@ from torch import nn
 
 from unfooled import __version__
 from unfooled.attacks import parse
+from unfooled.core.augment import augment
 from unfooled.core.data import Data, load_data
 from unfooled.core.fit import Epoch, Objective, Schedule, fit
 from unfooled.core.target import Target
 from unfooled.core.threat import Ball, linf
 from unfooled.errors import InputError, nearest
+from unfooled.harden import way
 from unfooled.harden.objectives import adversarial, standard
 from unfooled.stats import wilson
 from unfooled.targets.zoo import ZOO, ZooEntry, digest, untrained
@@ -36,8 +38,12 @@ this room, so whoever calls `train` brings one."""
 
 @dataclass(frozen=True)
 class Training:
-    """How a target is trained; `attack` is a recipe ("" trains plainly), `eps` its Linf radius, which grows from 0
-    over the first `ramp` epochs."""
+    """How a target is trained: settings of `core.fit.Recipe`, an objective and an augmentation.
+
+    `way` is a name of `harden.WAYS` (`attack` is then not asked), `attack` a recipe whose last iterates are trained on;
+    with neither it is trained plainly. `eps` is the Linf radius, which grows from 0 over the first `ramp` epochs.
+    `augment` is text such as "flips+crops(2)".
+    """
 
     epochs: int
     lr: float
@@ -48,13 +54,41 @@ class Training:
     attack: str = ""
     eps: float = 0.0
     ramp: float = 0.0
+    way: str = ""
+    augment: str = ""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    precision: Literal["float32", "bf16"] = "float32"
+    channels_last: bool = False
 
     def objective(self, n: int, seed: int) -> Objective:
         """Return the loss for `n` training images."""
-        if not self.attack:
-            return standard()
         ramp = round(self.ramp * math.ceil(n / self.batch_size))
-        return adversarial(parse(self.attack), linf(self.eps), seed=seed, ramp=ramp)
+        if self.way:
+            return way(self.way).objective(linf(self.eps), seed=seed, ramp=ramp)
+        return adversarial(parse(self.attack), linf(self.eps), seed=seed, ramp=ramp) if self.attack else standard()
+
+    def fit(
+        self, module: nn.Module, data: Data, *, seed: int, on_epoch: Callable[[Epoch], None] | None = None
+    ) -> list[Epoch]:
+        """Train `module` in place; return the history."""
+        return fit(
+            module,
+            data.x,
+            data.y,
+            self.objective(len(data), seed),
+            augment=augment(self.augment) if self.augment else None,
+            on_epoch=on_epoch,
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            seed=seed,
+            weight_decay=self.weight_decay,
+            schedule=self.schedule,
+            ema=self.ema,
+            optimizer=self.optimizer,
+            precision=self.precision,
+            channels_last=self.channels_last,
+        )
 
 
 TRAINING: dict[str, Training] = {
@@ -108,20 +142,7 @@ def train(
     test = load_data(entry.data, split="test", data_dir=data_dir)
     with _threads(threads):
         module = untrained(name, seed)
-        history = fit(
-            module,
-            data.x,
-            data.y,
-            recipe.objective(len(data), seed),
-            epochs=recipe.epochs,
-            batch_size=recipe.batch_size,
-            lr=recipe.lr,
-            seed=seed,
-            weight_decay=recipe.weight_decay,
-            schedule=recipe.schedule,
-            ema=recipe.ema,
-            on_epoch=on_epoch,
-        )
+        history = recipe.fit(module, data, seed=seed, on_epoch=on_epoch)
         module.eval()
         folder.mkdir(parents=True, exist_ok=True)
         file = _files(folder, name)[0]
@@ -206,7 +227,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         f"- After: {card['paper']}",
         f"- Versions: {', '.join(f'{k} {v}' for k, v in card['versions'].items())}",
         "",
-        "Made to be attacked in tests, examples and benchmarks; not for reading anybody's handwriting in earnest.",
+        "Made to be attacked in tests, examples and benchmarks; not for use in earnest.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,6 @@
 """The zoo: small classifiers that come with the package, each trained by `unfooled train` and each with a model card.
 
-All are plain modules of convolutions, linear layers and (leaky) ReLU: images in [0, 1] go in, ten logits come out.
+All are plain modules: images in [0, 1] go in, ten logits come out.
 """
 
 import hashlib
