@@ -42,7 +42,7 @@ class Training:
 
     `way` is a name of `harden.WAYS` (`attack` is then not asked), `attack` a recipe whose last iterates are trained on;
     with neither it is trained plainly. `eps` is the Linf radius, which grows from 0 over the first `ramp` epochs.
-    `augment` is text such as "flips+crops(2)".
+    `augment` is text such as "flips+crops(2)". The first `limit` training images are trained on, by default all.
     """
 
     epochs: int
@@ -59,6 +59,8 @@ class Training:
     optimizer: Literal["adamw", "sgd"] = "adamw"
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+    smoothing: float = 0.0
+    limit: int | None = None
 
     def objective(self, n: int, seed: int) -> Objective:
         """Return the loss for `n` training images."""
@@ -88,6 +90,7 @@ class Training:
             optimizer=self.optimizer,
             precision=self.precision,
             channels_last=self.channels_last,
+            smoothing=self.smoothing,
         )
 
 
@@ -138,7 +141,7 @@ def train(
     taken = [p.name for p in _files(folder, name) if p.exists()]
     if taken:
         raise InputError(f"{str(folder)!r} has {', '.join(taken)} already; give another folder.")
-    data = load_data(entry.data, split="train", data_dir=data_dir)
+    data = load_data(entry.data, split="train", data_dir=data_dir, limit=recipe.limit)
     test = load_data(entry.data, split="test", data_dir=data_dir)
     with _threads(threads):
         module = untrained(name, seed)
