@@ -132,7 +132,8 @@ class Sense:
     points around x, each gradient scaled to length 1, for landscapes that jump; 'transfer': that of the surrogates,
     while the target itself answers; 'nes' and 'spsa': estimated from the scores at pairs of points on both sides of x,
     normal ones (arXiv 1804.08598, Algorithm 1) or random signs (arXiv 1802.05666, Algorithm 1), `samples` questions in
-    all.
+    all. 'selective' and 'orthogonal' differ from 'exact' on targets that refuse by their last score: the answer and the
+    refusal are climbed one at a time (arXiv 2106.15023).
     """
 
     kind: str = "exact"
@@ -147,7 +148,7 @@ class Sense:
     @property
     def queries(self) -> int:
         """Forward passes per row and step."""
-        return 1 if self.kind in ("exact", "straight", "transfer") else self.samples
+        return 1 if self.kind in ("exact", "straight", "transfer", "selective", "orthogonal") else self.samples
 
     def gradient(
         self, p: Problem, x: Tensor, t: Tensor, make: Callable[[Tensor, Tensor | None], Climb], wanted: Tensor | None
@@ -162,6 +163,8 @@ class Sense:
                 return self._smooth(p, x, t, make, wanted)
             case "nes" | "spsa":
                 return self._estimate(p, x, t, make, wanted)
+            case "selective" | "orthogonal":
+                return p.oracle.gradient(x, make(p.y, wanted), past=self.kind)
         return p.oracle.gradient(x, make(p.y, wanted), straight=self.kind == "straight")
 
     def _smooth(
@@ -205,7 +208,7 @@ def _every(answer: Answer, m: int) -> Answer:
     return first if answer.votes is None else replace(first, votes=answer.votes[::m], draws=answer.draws)
 
 
-SENSES = ("exact", "straight", "smooth", "transfer", "nes", "spsa")
+SENSES = ("exact", "straight", "smooth", "transfer", "nes", "spsa", "selective", "orthogonal")
 
 
 def _unit(grad: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from .access import Access
 if TYPE_CHECKING:
     from .target import Target
 
+
+Past = Literal["added", "selective", "orthogonal"]
+"""How an attack leaves behind what refuses to answer."""
 
 Chosen = Tensor | Callable[[Tensor], Tensor]
 """Classes, or what picks them from the scores [b, k]."""
@@ -93,12 +96,15 @@ class Oracle:
         return Answer(mean, votes.argmax(1), None if accepted is None else votes.sum(1) > 0.5, draws, votes)
 
     def gradient(
-        self, x: Tensor, loss: Callable[[Tensor], Tensor], *, straight: bool = False
+        self, x: Tensor, loss: Callable[[Tensor], Tensor], *, straight: bool = False, past: Past = "added"
     ) -> tuple[Answer, Tensor, Tensor]:
         """Return the answer, the loss [b] and its gradient [b, ...] at x; one forward and one backward per row.
 
         `loss` maps scores [b, k] to [b]; of a random target it gets the mean scores of its draws. Non-finite entries of
         the gradient are zero. `straight`: the gradient of what the target computes under everything that hides it.
+        `past` is how what refuses by its last score is climbed out of: where the loss is positive (the answer is wrong)
+        the lead of the refusal is taken off the loss ("added"), or is all that counts ("selective"), or the gradient
+        of either is freed of what lies along the other's ("orthogonal": two backward passes).
         """
         self.need(Access.GRADIENT)
         rows, draws = len(x), self.target.draws
@@ -122,13 +128,20 @@ class Oracle:
             if draws > 1:
                 climbed = climbed.view(rows, draws, -1).mean(1)
             value = loss(climbed)
-            if self.target.reject == "last" and draws == 1 and scores.requires_grad:
-                held = (scores[:, :-1].amax(1) - scores[:, -1]).clamp(max=0)  # wrong already, and not yet accepted
-                value = value + torch.where(value.detach() > 0, held, 0.0)
             small = value.dtype != torch.float64 and scores.dtype in (torch.float16, torch.bfloat16)
-            total = value.sum() * (1024.0 if small else 1.0)  # gradients of half precision underflow
-            grad = _pulled(total, leaf)
-        self.backward += rows * draws
+            size = 1024.0 if small else 1.0  # gradients of half precision underflow
+            grad, passes = None, 1
+            if self.target.reject == "last" and scores.requires_grad:
+                free = (scores[:, :-1].amax(1) - scores[:, -1]).view(rows, draws).mean(1)
+                wrong, held = value.detach() > 0, free.clamp(max=0)  # wrong already, and not yet accepted
+                if past == "orthogonal":
+                    grads = [_pulled(part.sum() * size, leaf, keep=True) for part in (value, free)]
+                    grad, passes = _freed(*grads, wrong), 2
+                keep = value if past == "added" else torch.where(wrong, 0.0, value)
+                value = keep + torch.where(wrong, held, 0.0)
+            if grad is None:
+                grad = _pulled(value.sum() * size, leaf)
+        self.backward += rows * draws * passes
         answer = self._answer(scores.detach(), rows)
         if straight and self.target.straight is not None and draws == 1:
             answer = replace(answer, guide=climbed.detach())
@@ -158,6 +171,17 @@ class Oracle:
             grads = [_pulled(z[:, i].sum() * size, leaf, keep=i < last) / size for i in range(last + 1)]
             self.backward += rows * draws * len(grads)
         return self._answer(scores.detach(), rows), z.detach(), torch.stack(grads, 1)
+
+
+def _freed(gain: Tensor, free: Tensor, wrong: Tensor) -> Tensor:
+    """Return `free` [b, ...] without what lies along `gain` where `wrong` [b], else `gain` without that along `free`.
+
+    Orthogonal projected gradient descent (Bryniarski et al. 2021, arXiv:2106.15023, section 4.2).
+    """
+    a, b = gain.flatten(1), free.flatten(1)
+    one, other = torch.where(wrong.view(-1, 1), b, a), torch.where(wrong.view(-1, 1), a, b)
+    along = (one * other).sum(1, keepdim=True) / other.square().sum(1, keepdim=True).clamp(min=1e-30)
+    return (one - along * other).view_as(gain)
 
 
 def _pulled(total: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
