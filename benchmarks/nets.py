@@ -11,9 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,7 +105,7 @@ def lenet(classes: int = 10) -> nn.Module:
 
 def bells() -> nn.Module:
     """Return the RBF network with every centre at the mean of its class."""
-    x, y = _training()
+    x, y = training()
     return Bells(torch.stack([x[y == k].mean(0) for k in range(10)]))
 
 
@@ -122,24 +124,44 @@ RECIPES: dict[str, Recipe] = {
 def trained(name: str, *, seed: int = 0) -> nn.Module:
     """Return a network of `RECIPES` with its weights from `runs/`, trained on all of MNIST where there are none yet."""
     recipe = RECIPES[name]
+    settings: dict[str, Any] = {"epochs": recipe.epochs, "lr": recipe.lr, "batch_size": recipe.batch_size}
+    file = f"{name}-{seed}-{recipe.epochs}x{recipe.lr:g}"
+    return kept(file, recipe.build, training, recipe.objective, seed=seed, **settings)[0]
+
+
+def kept(
+    file: str,
+    build: Callable[[], nn.Module],
+    data: Callable[[], tuple[Tensor, Tensor]],
+    objective: Objective = standard,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    **settings: Any,
+) -> tuple[nn.Module, float]:
+    """Return a network in eval mode and the CPU seconds of its training: from `runs/`, or trained and put there.
+
+    `settings` are those of `core.fit.Recipe`; the seed is of the initial weights, the order of rows, and dropout.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = recipe.build()
-    file = FOLDER / f"{name}-{seed}-{recipe.epochs}x{recipe.lr:g}.safetensors"
-    if file.is_file():
-        module.load_state_dict(load_file(file))
-    else:
-        fit(
-            module, *_training(), recipe.objective,
-            epochs=recipe.epochs, lr=recipe.lr, batch_size=recipe.batch_size, seed=seed,
-        )  # fmt: skip
+        module = build().to(device)
+    path = FOLDER / f"{file}.safetensors"
+    if not path.is_file():
+        began = time.process_time()
+        fit(module, *data(), objective, seed=seed, **settings)
         FOLDER.mkdir(parents=True, exist_ok=True)
-        save_file(module.state_dict(), file)
-    return module.eval().requires_grad_(False)
+        state = {key: value.cpu().contiguous() for key, value in module.state_dict().items()}
+        save_file(state, path, metadata={"seconds": f"{time.process_time() - began:.3f}"})
+    with safe_open(path, "pt") as opened:
+        seconds = float((opened.metadata() or {}).get("seconds", "nan"))
+        module.load_state_dict({key: opened.get_tensor(key) for key in opened.keys()})
+    return module.eval().requires_grad_(False), seconds
 
 
 @cache
-def _training() -> tuple[Tensor, Tensor]:
+def training() -> tuple[Tensor, Tensor]:
+    """Return the 60,000 training images [n, 1, 28, 28] and their labels."""
     data = load_data("mnist", split="train", data_dir=published.data_dir())
     return data.x, data.y
 
