@@ -7,6 +7,7 @@ import json
 import math
 import platform
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -145,7 +146,9 @@ def train(
     test = load_data(entry.data, split="test", data_dir=data_dir)
     with _threads(threads):
         module = untrained(name, seed)
+        begun = time.process_time()
         history = recipe.fit(module, data, seed=seed, on_epoch=on_epoch)
+        spent = time.process_time() - begun
         module.eval()
         folder.mkdir(parents=True, exist_ok=True)
         file = _files(folder, name)[0]
@@ -164,7 +167,7 @@ def train(
                 "test": {"n": len(test), "sha256": test.fingerprint()},
             },
             "training": {**asdict(recipe), "seed": seed, "threads": threads, "final_loss": history[-1].loss},
-            "training_seconds": round(sum(e.seconds for e in history)),
+            "training_seconds": round(spent),
             "weights": {"file": file.name, "bytes": file.stat().st_size, "sha256": digest(file)},
             "clean": _clean(module, test),
             "robust": None,
@@ -222,7 +225,7 @@ def markdown(card: Mapping[str, Any]) -> str:
         "",
         "The intervals cover the choice of images; an attack gives an upper bound.",
         "",
-        f"- Made by `{card['command']}` on {card['made']} in {card['training_seconds']:,} s",
+        f"- Made by `{card['command']}` on {card['made']} in {card['training_seconds']:,} CPU seconds",
         f"- Training: {settings}",
         f"- Data: {data['train']['n']:,} training images, SHA-256 of pixels and labels `{data['train']['sha256']}`",
         f"- Weights: `{weights['file']}`, {weights['bytes']:,} bytes, SHA-256 `{weights['sha256']}`",
