@@ -139,6 +139,6 @@ def test_targets_given_in_python_must_be_given_again(tmp_path: Path) -> None:
 
 def test_the_words_about_the_target_are_read_from_the_command() -> None:
     command = "unfooled evaluate 'my file.py:net' digits --threat 'linf(0.1)' --mean 0.5,0.4 --reject last --seed 0"
-    assert words({"command": command}) == ("my file.py:net", {"mean": "0.5,0.4", "reject": "last"})
+    assert words({"command": command}) == ("my file.py:net", {"mean": "0.5,0.4", "reject": "last"}, [])
     for other in ("", "unfooled evaluate", "rm -rf x y", "unfooled 'evaluate", None):
-        assert words({"command": other}) == (None, {})
+        assert words({"command": other}) == (None, {}, [])

@@ -25,6 +25,7 @@ def attack(
     weights: Path | None = None,
     mean: str | None = None,
     std: str | None = None,
+    wear: list[str] | None = None,
     classes: Path | None = None,
     data_dir: Path | None = None,
 ) -> int:
@@ -63,6 +64,9 @@ def attack(
         Per-channel mean that the target expects to be subtracted, such as 0.485,0.456,0.406.
     std
         Per-channel standard deviation that the target expects to be divided by.
+    wear
+        A defence that the target wears, such as "median(3)"; several are put on in their order, the first sees the
+        image first [default: none; `unfooled list defences` has them].
     classes
         A text file with one class name per line.
     data_dir
@@ -92,6 +96,7 @@ def attack(
     names = read_classes(classes) if classes is not None else None
     with Live() as live:
         model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
+        model = _words.worn(model, wear)
         own = targets.ZOO[target].data if target in targets.ZOO else None
         examples = _words.pointed_into(image, data or own, data_dir)
         if examples is None and inputs is None and own is not None:

@@ -23,6 +23,7 @@ def doctor(
     mean: str | None = None,
     std: str | None = None,
     reject: str | None = None,
+    wear: list[str] | None = None,
     classes: Path | None = None,
     data_dir: Path | None = None,
     json: _words.Flag = False,
@@ -60,6 +61,9 @@ def doctor(
     reject
         How the target abstains: last, its last output means no answer; or the least softmax confidence with which it
         answers, such as 0.9 [default: it always answers; an extra last output is found by itself].
+    wear
+        A defence that the target wears, such as "median(3)"; several are put on in their order, the first sees the
+        image first [default: none; `unfooled list defences` has them].
     classes
         A text file with one class name per line.
     data_dir

@@ -44,6 +44,7 @@ def evaluate(
     mean: str | None = None,
     std: str | None = None,
     reject: str | None = None,
+    wear: list[str] | None = None,
     classes: Path | None = None,
     data_dir: Path | None = None,
     resume: Path | None = None,
@@ -99,6 +100,9 @@ def evaluate(
     reject
         How the target abstains: last, its last output means no answer; or the least softmax confidence with which it
         answers, such as 0.9 [default: it always answers; an extra last output is found by itself].
+    wear
+        A defence that the target wears, such as "median(3)"; several are put on in their order, the first sees the
+        image first [default: none; `unfooled list defences` has them].
     classes
         A text file with one class name per line.
     data_dir
@@ -199,17 +203,24 @@ def _resumed(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     stored = settings.get("words") if isinstance(settings, dict) else None
     parameters = inspect.signature(evaluate).parameters
     own = [name for name in parameters if name not in _ASIDE]
-    if not isinstance(stored, dict) or not all(isinstance(stored.get(k), str | int | float | None) for k in own):
+    if not isinstance(stored, dict) or not all(_plain(stored.get(k)) for k in own):
         raise InputError(f"{folder / 'run.json'} does not say how the run was begun, so it cannot be resumed.")
     for name, value in _told(given).items():
         if value != parameters[name].default and value != stored.get(name):
             raise InputError(
-                f"--{name.replace('_', '-')} is {value} here and {stored.get(name)} in {folder}; "
+                f"--{name.replace('_', '-')} is {_words.listed(value)} here and {_words.listed(stored.get(name))} in "
+                f"{folder}; "
                 "a resumed run keeps its settings: leave it out."
             )
     known = {name: stored[name] for name in own if name in stored}
     paths = {k: Path(known[k]) for k in ("weights", "classes", "data_dir") if known.get(k) is not None}
     return known | paths | {"json": given["json"], "fail_under": given["fail_under"]}
+
+
+def _plain(value: Any) -> bool:
+    """Whether a value is what a command line holds: a word, a number, nothing, or words of a repeated option."""
+    words = value if isinstance(value, list) else [value]
+    return all(isinstance(word, str | int | float | None) for word in words)
 
 
 def _say_how_to_resume(folder: Path) -> None:

@@ -25,6 +25,7 @@ def explain(
     weights: Path | None = None,
     mean: str | None = None,
     std: str | None = None,
+    wear: list[str] | None = None,
     classes: Path | None = None,
     data_dir: Path | None = None,
 ) -> int:
@@ -69,6 +70,9 @@ def explain(
         Per-channel mean that the target expects to be subtracted, such as 0.485,0.456,0.406.
     std
         Per-channel standard deviation that the target expects to be divided by.
+    wear
+        A defence that the target wears, such as "median(3)"; several are put on in their order, the first sees the
+        image first [default: none; `unfooled list defences` has them].
     classes
         A text file with one class name per line.
     data_dir
@@ -99,7 +103,8 @@ def explain(
 
     names = read_classes(classes) if classes is not None else None
     with Live() as live:
-        model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
+        plain = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
+        model = _words.worn(plain, wear)
         own = data or (targets.ZOO[target].data if target in targets.ZOO else None)
         shown = _words.pointed_into(example, own, data_dir)
         if shown is None and inputs is None and own in DATASETS:
@@ -123,7 +128,8 @@ def explain(
                     raise InputError(f"--against {other.name} is the target itself; give another one.")
                 _words.must_take(other, first)
         else:
-            others = siblings(model) | (family(seen, seed) if seen is not None else {})
+            others = ({plain.name: plain} if wear else {}) | siblings(plain)
+            others |= family(seen, seed) if seen is not None else {}
         live.say(f"explaining {model.name}")
         single, found = explain_image(
             example, model, adversarial=adversarial, data=shown, examples=seen, relatives=others, seed=seed,

@@ -47,6 +47,7 @@ def fool(
     weights: Path | None = None,
     mean: str | None = None,
     std: str | None = None,
+    wear: list[str] | None = None,
     classes_file: Path | None = None,
     out: Path | None = None,
     resume: Path | None = None,
@@ -92,6 +93,9 @@ def fool(
         Per-channel mean that the target expects to be subtracted, such as 0.485,0.456,0.406.
     std
         Per-channel standard deviation that the target expects to be divided by.
+    wear
+        A defence that the target wears, such as "median(3)"; several are put on in their order, the first sees the
+        image first [default: none; `unfooled list defences` has them].
     classes_file
         A text file with one class name per line.
     out
@@ -129,6 +133,7 @@ def fool(
     names = read_classes(classes_file) if classes_file is not None else None
     with Live() as live:
         model = targets.resolve(target, weights=weights, mean=mean_, std=std_, classes=names, device=device)
+        model = _words.worn(model, wear)
         if inputs is None:
             if target not in targets.ZOO:
                 raise InputError(
@@ -340,18 +345,20 @@ def _resumed(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     stored = settings.get("words") if isinstance(settings, dict) else None
     parameters = inspect.signature(fool).parameters
     own = [name for name in parameters if name not in _ASIDE]
-    if not isinstance(stored, dict) or set(own) != set(stored):
+    if not isinstance(stored, dict) or set(own) != set(stored) | {"wear"}:
         raise InputError(f"{folder / _BEGUN} does not say how images were made, so it cannot be resumed.")
-    known = dict(stored)
+    stored = {"wear": None} | stored
+    known: dict[str, Any] = stored
     for name, value in _told(given).items():
         if value == parameters[name].default or value == stored[name]:
             continue
         if name != "generations" or value < stored[name]:
             raise InputError(
-                f"--{name.replace('_', '-')} is {value} here and {stored[name]} in {folder}; "
+                f"--{name.replace('_', '-')} is {_words.listed(value)} here and {_words.listed(stored[name])} in "
+                f"{folder}; "
                 "a resumed run keeps its settings: leave it out."
             )
-        known[name] = value
+        known = known | {name: value}
     return known | {k: Path(known[k]) for k in ("weights", "classes_file") if known[k] is not None}
 
 

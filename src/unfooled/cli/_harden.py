@@ -36,6 +36,7 @@ def harden(
     resize: str | None = None,
     mean: str | None = None,
     std: str | None = None,
+    wear: list[str] | None = None,
     classes: Path | None = None,
     data_dir: Path | None = None,
     resume: Path | None = None,
@@ -92,6 +93,9 @@ def harden(
         Per-channel mean that the target expects to be subtracted, such as 0.485,0.456,0.406.
     std
         Per-channel standard deviation that the target expects to be divided by.
+    wear
+        A defence that the target wears while it is trained and measured, such as "median(3)"; several are put on in
+        their order, the first sees the image first [default: none; `unfooled list defences` has them].
     classes
         A text file with one class name per line.
     data_dir
@@ -114,7 +118,7 @@ def harden(
     from torch import nn
 
     from unfooled.core import record
-    from unfooled.harden import way
+    from unfooled.harden import bare, way
 
     way(recipe)
     folder = resume or (record.check_free(out) if out is not None else record.default_out(given))
@@ -131,7 +135,7 @@ def harden(
             if target not in ZOO:
                 raise InputError(f"--fresh makes new weights for targets of the zoo; {target} brings its own.")
             assert isinstance(model.module, nn.Module)
-            model.module.load_state_dict(untrained(target, seed).state_dict())
+            bare(model.module).load_state_dict(untrained(target, seed).state_dict())
         if name in DATASETS:
             train, held = load_data(name, split="train", data_dir=data_dir), examples
         else:

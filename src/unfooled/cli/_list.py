@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from unfooled.core.attack import Attack, Recipe
 
-What = Literal["attacks", "suites", "targets", "data"]
+What = Literal["attacks", "suites", "targets", "data", "defences"]
 
 GIVEN = "Along gradients, in a ball of a given eps"
 SMALLEST = "Along gradients, to the smallest change"
@@ -22,17 +22,17 @@ OTHER = "For changes that no norm measures, and those learned beforehand"
 
 
 def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
-    """Say which attacks, suites, targets and data sets there are, each with its paper.
+    """Say which attacks, suites, targets, data sets and defences there are, each with its paper.
 
     Parameters
     ----------
     what
-        attacks, suites, targets or data [default: all four].
+        attacks, suites, targets, data or defences (for --wear) [default: all five].
     json
         Print the rows as JSON.
     """
     _words.load_torch()
-    readers = {"targets": _targets, "data": _data, "suites": _suites, "attacks": _attacks}
+    readers = {"targets": _targets, "data": _data, "defences": _defences, "suites": _suites, "attacks": _attacks}
     found = {name: read() for name, read in readers.items() if what in (None, name)}
     if json:
         from unfooled.core.record import json_text
@@ -149,6 +149,14 @@ def _suites() -> list[dict[str, str]]:
     return [
         {"name": s.name, "what": s.doc, "attacks": ", ".join(map(repr, s.attacks)), "paper": s.paper}
         for s in SUITES.values()
+    ]
+
+
+def _defences() -> list[dict[str, str]]:
+    from unfooled.harden.wear import DEFENCES, told
+
+    return [
+        {"name": d.name, "what": d.doc, "worn as": told(d, d.settings), "paper": d.paper} for d in DEFENCES.values()
     ]
 
 

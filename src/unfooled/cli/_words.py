@@ -118,6 +118,11 @@ def need(package: str, extra: str, verb: str) -> None:
         raise MissingExtra(f"`unfooled {verb}` needs {package}: pip install 'unfooled[{extra}]'.")
 
 
+def listed(value: Any) -> str:
+    """Return the value of an option as it was written; those of a repeated one with commas between them."""
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def at_least_one(value: int | None, option: str) -> int | None:
     """Return `value`; raise InputError when it is 0 or less."""
     if value is not None and value < 1:
@@ -220,6 +225,7 @@ class Inputs:
     mean: str | None
     std: str | None
     reject: str | None
+    wear: list[str] | None
     classes: Path | None
     data_dir: Path | None
 
@@ -245,6 +251,7 @@ class Inputs:
         )
         if self.reject is not None:
             model.reject = reject(self.reject)
+        model = worn(model, self.wear)
         card = targets.ZOO.get(self.target)
         data = self.data or (card.data if card else DATA)
         examples = load_data(
@@ -257,6 +264,13 @@ class Inputs:
         )
         must_take(model, examples.x)
         return Loaded(model, examples, ball or (linf(card.eps) if card else parse_threat(THREAT)), data)
+
+
+def worn(target: "Target", defences: list[str] | None) -> "Target":
+    """Return the target behind the defences of --wear; raises InputError where one cannot be read."""
+    from unfooled.harden import wear
+
+    return wear(target, *(defences or ()))
 
 
 def must_take(target: "Target", x: "Tensor") -> None:

@@ -193,15 +193,7 @@ def recipe(
 
 def parse(text: str) -> Attack[Any]:
     """Read a recipe call such as 'pgd(steps=40)' through the registry, never by eval; raises InputError."""
-    try:
-        node = ast.parse(text.strip() if "(" in text else f"{text.strip()}()", mode="eval").body
-        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
-            raise ValueError
-        name = node.func.id
-        args = [ast.literal_eval(a) for a in node.args]
-        kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        raise InputError(f"{text!r} is no attack; write for example pgd(steps=40).") from None
+    name, args, kwargs = read_call(text, "attack", "pgd(steps=40)")
     table = RECIPES | SPECIAL
     if name not in table:
         raise InputError(f"There is no attack {name!r}.{nearest(name, table)}")
@@ -210,3 +202,18 @@ def parse(text: str) -> Attack[Any]:
     except TypeError as error:
         known = ", ".join(inspect.signature(table[name].make).parameters)
         raise InputError(f"{text!r}: {error}; {name} takes {known}.") from None
+
+
+def read_call(text: str, what: str, example: str) -> tuple[str, list[Any], dict[str, Any]]:
+    """Return name, positional and named arguments of a call of plain values, such as 'pgd(steps=40)' or 'pgd'.
+
+    `what` and `example` are words of the InputError that anything else raises.
+    """
+    try:
+        node = ast.parse(text.strip() if "(" in text else f"{text.strip()}()", mode="eval").body
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name):
+            raise ValueError
+        args = [ast.literal_eval(a) for a in node.args]
+        return node.func.id, args, {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        raise InputError(f"{text!r} is no {what}; write for example {example}.") from None

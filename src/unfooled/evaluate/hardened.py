@@ -47,11 +47,14 @@ class Proof:
         )
 
     def weights(self) -> bytes:
-        """Return the hardened module's weights as the bytes of a .safetensors file, under its own names."""
+        """Return the hardened module's weights as the bytes of a .safetensors file, under its own names.
+
+        What the target wears (`harden.wear`) is not part of them.
+        """
         from safetensors.torch import save
 
         assert isinstance(self.target.module, nn.Module)
-        state = self.target.module.state_dict()
+        state = harden.bare(self.target.module).state_dict()
         return bytes(save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
 
 

@@ -351,7 +351,7 @@ def _attack(
     began = time.monotonic()
     watched = _Watched(target.module, original.label if wanted is None else wanted, 1.0 if wanted is None else -1.0)
     spied = Target(watched, bounds=target.bounds, mean=_listed(target.mean), std=_listed(target.std), name=target.name,
-                   classes=target.classes, access=target.access)  # fmt: skip
+                   classes=target.classes, access=target.access, reject=target.reject)  # fmt: skip
     goal = Untargeted() if wanted is None else Targeted(to=wanted)
     y = torch.tensor([original.label])
     path = out / "adversarial.png"

@@ -117,9 +117,10 @@ def _rescore(
 
 def named(about: dict[str, Any], device: str) -> Target:
     """Return the target that a run's record names; raises InputError when it was given as an object."""
+    from ..harden import wear
     from ..targets import resolve
 
-    name, options = words(about)
+    name, options, worn = words(about)
     if name is None:
         raise InputError(
             f"The run's target {str(about.get('target'))!r} was given in Python; give it again: "
@@ -131,18 +132,19 @@ def named(about: dict[str, Any], device: str) -> Target:
     )
     if (reject := options.get("reject")) is not None:
         model.reject = "last" if reject == "last" else float(reject)
-    return model
+    return wear(model, *worn)
 
 
-def words(about: dict[str, Any]) -> tuple[str | None, dict[str, str]]:
-    """Return the target's word in the command of a run's record (None: there is none) and the options about it."""
+def words(about: dict[str, Any]) -> tuple[str | None, dict[str, str], list[str]]:
+    """Return the target's word in the command of a run's record (None: there is none), its options, what it wears."""
     try:
         given = shlex.split(str(about.get("command") or ""))
     except ValueError:
         given = []
     if given[:2] != ["unfooled", "evaluate"] or len(given) < 3:
-        return None, {}
-    return given[2], {k[2:]: v for k, v in pairwise(given) if k.startswith("--") and k[2:] in OPTIONS}
+        return None, {}, []
+    options = [(k[2:], v) for k, v in pairwise(given) if k.startswith("--")]
+    return given[2], {k: v for k, v in options if k in OPTIONS}, [v for k, v in options if k == "wear"]
 
 
 def _given(target: Any, device: str) -> Target:

@@ -8,10 +8,15 @@ from .trainer import Choose as Choose
 from .trainer import Hardened as Hardened
 from .trainer import Line as Line
 from .trainer import fit as fit
+from .wear import DEFENCES as DEFENCES
+from .wear import Defence as Defence
+from .wear import bare as bare
+from .wear import wear as wear
 from .wrappers import Blurred as Blurred
 from .wrappers import Guarded as Guarded
 from .wrappers import Jpeg as Jpeg
 from .wrappers import Median as Median
+from .wrappers import Noisy as Noisy
 from .wrappers import Quantised as Quantised
 from .wrappers import RadialBasis as RadialBasis
 from .wrappers import RandomResized as RandomResized

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfooled.core.target import pick
 from unfooled.errors import InputError
+
+
+def _stamp(module: nn.Module, *settings: float) -> None:
+    """Keep the settings among the module's buffers, so that fingerprints tell one defence from another."""
+    module.register_buffer("settings", torch.tensor(settings, dtype=torch.float64).view(torch.uint8))
+
+
+def _images(x: Tensor, what: str) -> None:
+    if x.dim() != 4:
+        raise InputError(f"A {what} takes images [b, c, h, w], not inputs of shape {tuple(x.shape)}.")
 
 
 class Blurred(nn.Module):
@@ -28,14 +39,16 @@ class Blurred(nn.Module):
         if not sigma > 0:
             raise InputError(f"A blur needs a sigma larger than 0 pixels, not {sigma}.")
         self.module = module
+        _stamp(self, sigma)
         reach = math.ceil(3 * sigma)
         line = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma).square())
         self.register_buffer("line", line / line.sum(), persistent=False)
 
     def forward(self, x: Tensor) -> Any:
         """Return the module's answer to the blurred x; edges are repeated outwards."""
+        _images(x, "blur")
         reach, c = len(self.line) // 2, x.shape[1]
-        line = self.line.to(x.dtype)
+        line = self.line.to(x)
         x = F.pad(x, (reach,) * 4, mode="replicate")
         x = F.conv2d(x, line.view(1, 1, -1, 1).expand(c, 1, -1, 1), groups=c)
         return self.module(F.conv2d(x, line.view(1, 1, 1, -1).expand(c, 1, 1, -1), groups=c))
@@ -49,9 +62,11 @@ class Median(nn.Module):
         if size < 3 or size % 2 == 0:
             raise InputError(f"A median needs an odd size of at least 3, not {size}.")
         self.module, self.size = module, size
+        _stamp(self, size)
 
     def forward(self, x: Tensor) -> Any:
         """Return the module's answer to the filtered x [b, c, h, w]."""
+        _images(x, "median")
         reach = self.size // 2
         rows = F.pad(x, (reach,) * 4, mode="replicate").unfold(2, self.size, 1).unfold(3, self.size, 1)
         return self.module(rows.flatten(4).median(4).values)
@@ -65,6 +80,7 @@ class Quantised(nn.Module):
         if not 1 <= bits <= 16:
             raise InputError(f"bits must be from 1 to 16, not {bits}.")
         self.module, self.levels = module, 2**bits - 1
+        _stamp(self, bits)
 
     def forward(self, x: Tensor) -> Any:
         """Return the module's answer to the rounded x."""
@@ -79,6 +95,7 @@ class Jpeg(nn.Module):
         if not 1 <= quality <= 95:
             raise InputError(f"quality must be from 1 to 95, not {quality}.")
         self.module, self.quality = module, quality
+        _stamp(self, quality)
 
     def forward(self, x: Tensor) -> Any:
         """Return the module's answer to x [b, c, h, w] with one or three channels, compressed."""
@@ -107,15 +124,38 @@ class RandomResized(nn.Module):
         if not 0 < smallest <= 1:
             raise InputError(f"smallest is a share of the side, larger than 0 and at most 1, not {smallest}.")
         self.module, self.smallest = module, smallest
+        _stamp(self, smallest)
 
     def forward(self, x: Tensor) -> Any:
         """Return the module's answer to x [b, c, h, w] resized and padded back to its size."""
+        _images(x, "random resize")
         h, w = x.shape[2:]
         share = self.smallest + (1 - self.smallest) * float(torch.rand(()))
         small = max(1, round(share * h)), max(1, round(share * w))
         top, left = (int(torch.randint(whole - part + 1, ())) for whole, part in zip((h, w), small, strict=True))
         x = F.interpolate(x, small, mode="bilinear", antialias=True, align_corners=False)
         return self.module(F.pad(x, (left, w - small[1] - left, top, h - small[0] - top)))
+
+
+class Noisy(nn.Module):
+    """A module asked about `draws` copies of its inputs with Gaussian noise of deviation `sigma`, answers averaged.
+
+    The smoothed classifier of Cohen et al. 2019 (arXiv:1902.02918) with few draws and soft votes: the scores are the
+    logarithms of the mean probabilities. Every forward draws anew, from the global random state.
+    """
+
+    def __init__(self, module: nn.Module, sigma: float = 0.25, draws: int = 8) -> None:
+        super().__init__()
+        if not sigma > 0 or draws < 1:
+            raise InputError(f"Smoothing needs a sigma larger than 0 and at least one draw, not {sigma} and {draws}.")
+        self.module, self.sigma, self.draws = module, sigma, draws
+        _stamp(self, sigma, draws)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the mean log-probabilities [b, k]."""
+        many = x.repeat(self.draws, *[1] * (x.dim() - 1))
+        noisy: Tensor = pick(self.module(many + self.sigma * torch.randn_like(many)), len(many))
+        return noisy.log_softmax(1).unflatten(0, (self.draws, len(x))).logsumexp(0) - math.log(self.draws)
 
 
 class Sigmoids(nn.Module):
@@ -128,10 +168,11 @@ class Sigmoids(nn.Module):
     def __init__(self, module: nn.Module, threshold: float = 0.0) -> None:
         super().__init__()
         self.module, self.threshold = module, float(threshold)
+        _stamp(self, threshold)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the body's scores and the threshold's, [b, k + 1]."""
-        scores: Tensor = self.module(x)
+        scores = pick(self.module(x), len(x))
         return torch.cat([scores, torch.full_like(scores[:, :1], self.threshold)], 1)
 
 
