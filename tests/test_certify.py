@@ -1,6 +1,7 @@
 """Certificates: exact on linear targets, below the exact radii of small networks, below every attack."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from torch import nn
 
 import unfooled as uf
 from tests import milp
-from unfooled import certify
+from unfooled import certify, harden
 from unfooled.certify.smoothing import predict
+from unfooled.core.fit import fit
+from unfooled.core.network import IntervalBound
+from unfooled.harden.certified import certified, gaussian
 from unfooled.testing import Linear, linear_distance
 
 NORMS = {"linf": uf.linf, "l2": uf.l2, "l1": uf.l1}
@@ -110,6 +114,156 @@ def test_a_chain_with_normalisation_is_bounded_as_it_is_asked() -> None:
     torch.testing.assert_close(certify.margins(target, x, y, uf.linf(0.05)), plain, rtol=1e-4, atol=1e-5)
 
 
+class Block(nn.Module):
+    """A residual block in plain code: normalisation by hand, functions instead of layers, sums in both orders."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+        self.register_buffer("centre", torch.full((1, 1, 1, 1), 0.4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [n, 1, h, w] to [n, width * 4]."""
+        x = torch.relu(self.first((x - self.centre) / 0.5))
+        y = 0.5 * self.norm(self.second(x)) + 0.1
+        x = nn.functional.relu(x + y) - y
+        x = nn.functional.max_pool2d(x, 3, 2, padding=1)
+        return nn.functional.adaptive_avg_pool2d(x, 2).view(x.size(0), -1)
+
+
+def residual_net() -> nn.Module:
+    torch.manual_seed(5)
+    net = nn.Sequential(Block(3), nn.Dropout(0.5), nn.Linear(12, 8), nn.LeakyReLU(0.2), nn.Linear(8, 4))
+    net[0].norm.running_mean.normal_().mul_(0.1)
+    net[0].norm.running_var.uniform_(0.5, 2.0)
+    net[0].norm.weight.data.uniform_(-1.5, 1.5)
+    return net.eval()
+
+
+def pooled_net() -> nn.Module:
+    torch.manual_seed(6)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.MaxPool2d(2), nn.ReLU(), nn.Conv2d(3, 4, 2, groups=1), nn.MaxPool2d(2, 1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 4),
+    ).eval()  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [residual_net, pooled_net])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_bounds_hold_through_residual_blocks_and_maximum_pooling(make: Callable[[], nn.Module], norm: str) -> None:
+    net = make()
+    torch.manual_seed(7)
+    x = torch.rand(3, 1, 8, 8)
+    y = net(x).argmax(1)
+    ball = NORMS[norm]({"linf": 0.03, "l2": 0.15}[norm])
+    ibp, crown = (certify.margins(net, x, y, ball, method=m) for m in ("ibp", "crown"))
+    assert bool((crown >= ibp - 1e-9).all()) and bool((crown > ibp + 1e-3).any())
+    points = [x] + [ball.project(x + torch.randn(x.shape) * ball.eps, x) for _ in range(200)]
+    points += [uf.run(uf.attacks.pgd(steps=10), net, x, y, ball, seed=s).best for s in range(3)]
+    rival = torch.arange(4) != y[:, None]
+    least = torch.full((3, 4), math.inf, dtype=torch.float64)
+    for z in points:
+        scores = net(z.float()).double()
+        least = torch.minimum(least, scores.gather(1, y[:, None]) - scores)
+    assert bool((least[rival] >= crown[rival] - 1e-5).all())
+    at_point = certify.margins(net, x, y, NORMS[norm](0.0))  # a ball of radius 0 is the point
+    scores = net(x).double()
+    torch.testing.assert_close(at_point[rival], (scores.gather(1, y[:, None]) - scores)[rival], rtol=1e-4, atol=1e-4)
+
+
+def test_a_maximum_of_two_inputs_is_bounded_as_by_hand() -> None:
+    """max(a, b) - 0.6 against 0, a in [.4, .6] and b in [.7, .9] or [.5, .7]: lowest 0.1 where b is surely larger."""
+    net = nn.Sequential(nn.MaxPool2d((1, 2)), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():
+        net[2].weight.copy_(torch.tensor([[1.0], [0.0]]))
+        net[2].bias.copy_(torch.tensor([-0.6, 0.0]))
+    x = torch.tensor([[[[0.5, 0.8]]], [[[0.5, 0.6]]]])
+    low = certify.margins(net, x, torch.tensor([0, 0]), uf.linf(0.1))
+    torch.testing.assert_close(low[:, 1], torch.tensor([0.1, -0.1], dtype=torch.float64))
+    low = certify.margins(net, x, torch.tensor([1, 1]), uf.linf(0.1))
+    torch.testing.assert_close(low[:, 0], torch.tensor([-0.3, -0.1], dtype=torch.float64))
+
+
+def test_bounds_of_many_rows_are_those_of_each_alone() -> None:
+    net = residual_net()
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    y = net(x).argmax(1)
+    together = certify.margins(net, x, y, uf.linf(0.03))
+    for i in range(5):
+        alone = certify.margins(net, x[i : i + 1], y[i : i + 1], uf.linf(0.03))
+        torch.testing.assert_close(alone, together[i : i + 1], rtol=1e-9, atol=1e-9)
+    radius = certify.certified_radius(net, x, y, uf.linf(), upper=0.2, steps=8)
+    for i, r in enumerate(radius.tolist()):
+        sound, beyond = (certify.margins(net, x[i : i + 1], y[i : i + 1], uf.linf(e)) for e in (r, r + 0.2 / 2**8))
+        assert float(sound.amin()) > 0 >= float(beyond.amin())
+
+
+def test_training_bounds_are_the_certificates_and_have_gradients() -> None:
+    net = residual_net()
+    x = torch.rand(4, 1, 8, 8)
+    y = net(x).argmax(1)
+    net.register_forward_hook(lambda module, given, out: out[: len(given[0])])  # hooks are no part of the network
+    bound = IntervalBound()
+    low = bound(net, x, y, uf.linf(0.02))
+    rival = torch.arange(4) != y[:, None]
+    want = certify.margins(net, x, y, uf.linf(0.02), method="ibp")
+    torch.testing.assert_close(low[rival].double(), want[rival], rtol=1e-4, atol=1e-4)
+    assert bool((low[~rival] == 0).all())
+    low.sum().backward()
+    assert float(net[0].second.weight.grad.abs().sum()) > 0
+    with torch.no_grad():
+        net[2].weight.mul_(2.0)  # what was read follows the weights
+    assert not torch.allclose(bound(net, x, y, uf.linf(0.02)), low)
+
+
+def test_training_on_bounds_certifies_what_plain_training_does_not() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(300, 6)
+    y = (x[:, 0] > 0.5).long()
+    x[:, 0] = torch.where(y == 1, 0.65 + 0.35 * x[:, 0], 0.35 * x[:, 0])  # a gap of 0.3 and more between the classes
+    ball, shares = uf.linf(0.1), {}
+    objectives = {
+        "plain": harden.objectives.standard(),
+        "certified": certified(IntervalBound(), ball, warm=10, ramp=50),
+    }
+    for name, objective in objectives.items():
+        torch.manual_seed(1)
+        net = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+        fit(net, x, y, objective, epochs=30, batch_size=100, lr=2e-2)
+        shares[name] = float((certify.margins(net, x, y, ball, method="ibp").amin(1) > 0).double().mean())
+    assert shares["certified"] > 0.99 > shares["plain"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: certified(IntervalBound(), uf.linf()), "finite eps"),
+        (lambda: certified(IntervalBound(), uf.linf(0.1), kappa=2), "kappa is the share"),
+        (lambda: gaussian(0.0), "larger than 0"),
+    ],
+)
+def test_objectives_refuse_in_a_sentence(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(uf.InputError, match=said):
+        make()
+
+
+class Branching(nn.Module):
+    """A module whose code asks for values."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [n, 12] to [n, 12]."""
+        return x if float(x.sum()) > 0 else -x
+
+
+class Asking(nn.Module):
+    """A module that treats what is no tensor differently: read, it would be another network."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [n, 12] to [n, 12]."""
+        return 2 * x if isinstance(x, torch.Tensor) and type(x) is torch.Tensor else 3 * x
+
+
 @pytest.mark.parametrize(
     ("module", "threat", "said"),
     [
@@ -117,6 +271,12 @@ def test_a_chain_with_normalisation_is_bounded_as_it_is_asked() -> None:
         (nn.Linear(12, 4), uf.linf(), "finite eps"),
         (nn.Linear(12, 4), uf.l0(2), "Linf, L2 or L1"),
         (lambda v: v, uf.linf(0.1), "torch module"),
+        (Branching(), uf.linf(0.1), "cannot be read as a plain network"),
+        (Asking(), uf.linf(0.1), "does not answer as it does"),
+        (nn.LSTM(12, 4), uf.linf(0.1), "no bounds through|returns one tensor"),
+        (nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 12))), uf.linf(0.1), "mixes examples"),
+        (nn.Linear(12, 1), uf.linf(0.1), "two classes"),
+        (uf.Target(nn.Linear(12, 4), reject="last"), uf.linf(0.1), "always answers"),
     ],
 )
 def test_what_cannot_be_bounded_is_refused_in_a_sentence(module: object, threat: uf.Ball, said: str) -> None:

@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_goes_back_and_on_more_slowly() -> None:
         trainer.fit(linear(), (x, y), hopeless, threat=BALL, recipe=RECIPE)
 
 
-@pytest.mark.parametrize("name", [name for name, way in harden.WAYS.items() if way.make])
+@pytest.mark.parametrize("name", [name for name, way in harden.WAYS.items() if way.make and name != "gaussian"])
 def test_smoothing_reaches_every_way_and_not_the_examples_it_makes(name: str) -> None:
     x, y = strong_and_weak_features(64)
     seen: dict[float, list[torch.Tensor]] = {0.0: [], 0.2: []}

@@ -6,10 +6,11 @@ from typing import Any
 
 from unfooled.core.attack import parse
 from unfooled.core.fit import Objective
+from unfooled.core.network import IntervalBound
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError, nearest
 
-from . import objectives
+from . import certified, objectives
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,12 @@ def _ways() -> list[Way]:
             lambda t, s, r: objectives.Free(t), 4, {"replays": 4}),
         Way("universal", "Moosavi-Dezfooli et al. 2017, arXiv:1610.08401",
             "Half of the images with one perturbation for all, learned anew every epoch.", None, 2),
+        Way("ibp", "Gowal et al. 2018, arXiv:1810.12715",
+            "Bounds on what any input of the ball could score, for small ReLU networks: robust, and certified as such.",
+            lambda t, s, r: certified.certified(IntervalBound(), t, warm=r, ramp=5 * r), 3),
+        Way("gaussian", "Cohen et al. 2019, arXiv:1902.02918",
+            "Gaussian noise of half the eps of an L2 threat: the base of randomised smoothing.",
+            lambda t, s, r: certified.gaussian(certified.sigma_for(t), seed=s), 1),
     ]  # fmt: skip
 
 
