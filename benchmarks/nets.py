@@ -36,7 +36,7 @@ class Maxout(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [n, inside] to [n, units]."""
-        return self.linear(x).unflatten(1, (-1, self.pieces)).amax(2)
+        return self.linear(x).unflatten(1, (-1, self.pieces)).max(2).values  # backward of amax takes twice as long
 
 
 class Bells(nn.Module):
