@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from unfooled.attacks import fgsm, pgd
 from unfooled.core.engine import last_iterate
+from unfooled.core.fit import Recipe, Training
 from unfooled.core.threat import l2, linf
 from unfooled.errors import InputError
 from unfooled.harden import WAYS, objectives, way
@@ -276,6 +277,31 @@ def test_free_training_is_its_algorithm():
     torch.testing.assert_close(module[0].weight, twin[0].weight)
     few = free(module, x[:3], y[:3], ids[:3], 0)
     torch.testing.assert_close(few, F.cross_entropy(twin((x[:3] + delta[:3]).clamp(0, 1)), y[:3]))
+
+
+def test_free_training_goes_on_from_a_checkpoint_as_if_it_had_not_stopped():
+    x, y = torch.rand(50, 6), torch.arange(50) % 2
+    recipe = Recipe(epochs=4, batch_size=16, lr=0.1, replays=2)
+
+    def begun() -> Training:
+        torch.manual_seed(0)
+        return Training(nn.Linear(6, 2), x, y, objectives.Free(linf(0.1)), recipe)
+
+    whole, first, second, forgetful = begun(), begun(), begun(), begun()
+    for _ in range(4):
+        whole.run_epoch()
+    first.run_epoch()
+    first.run_epoch()
+    state, plain = first.state()
+    first.run_epoch()  # and back, as after a loss that was not finite
+    lost = {k: v for k, v in state.items() if not k.startswith("objective.")}
+    for again, tensors in ((first, state), (second, state), (forgetful, lost)):
+        again.restore(tensors, plain)
+        again.run_epoch()
+        again.run_epoch()
+    assert torch.equal(first.module.weight, whole.module.weight)
+    assert torch.equal(second.module.weight, whole.module.weight)
+    assert not torch.equal(forgetful.module.weight, whole.module.weight)
 
 
 def test_free_training_follows_the_gradient_of_the_weights_own_pass():

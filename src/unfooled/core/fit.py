@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,20 @@ from unfooled.errors import InputError, UnfooledError
 
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]
 """`(module, x [b, ...], y int64 [b], ids int64 [b], step) -> scalar loss`; `ids` are the rows' places in the data."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An objective that carries something from step to step: a checkpoint keeps it, a rollback takes it back."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what is carried."""
+        ...
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        ...
+
 
 Perturb: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]
 """`(module, x, y, ids, step) -> x_adv`, the same shape as x."""
@@ -294,6 +308,8 @@ class Training:
             for name, value in self._optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"optimizer.{at}.{name}"] = value
+        if isinstance(self.objective, Remembering):
+            tensors |= {f"objective.{k}": v for k, v in self.objective.state().items()}
         tensors |= {f"luck.{i}": v for i, v in enumerate(self._luck)} | {"order": self._order.get_state()}
         plain = {"step": self.step, "slowed": self.slowed, "history": [asdict(e) for e in self.history]}
         return {k: v.detach().cpu().clone().contiguous() for k, v in tensors.items()}, plain
@@ -315,10 +331,13 @@ class Training:
             self._average.load_state_dict(of("average."))
         for at, parameter in enumerate(self._trained):
             self._optimizer.state[parameter] = {
-                name: v.clone() if v.dim() == 0 else v.to(self.device) for name, v in of(f"optimizer.{at}.").items()
+                name: v.clone() if v.dim() == 0 else v.to(self.device, copy=True)
+                for name, v in of(f"optimizer.{at}.").items()
             }
         self._luck = [tensors[f"luck.{i}"] for i in range(len(self._luck))]
         self._order.set_state(tensors["order"])
+        if isinstance(self.objective, Remembering):
+            self.objective.restore({k: v.to(self.device) for k, v in of("objective.").items()})
         self.step, self.history = int(plain["step"]), [Epoch(**e) for e in plain["history"]]
         self._rate.last_epoch = self.step
         self.slowed = 1.0

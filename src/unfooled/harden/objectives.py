@@ -273,13 +273,29 @@ class Free:
 
     def __call__(self, module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         """Return the mean cross-entropy at the perturbed x."""
-        eps = self.threat.eps
-        delta = torch.zeros_like(x) if self._delta is None or len(self._delta) < len(x) else self._delta[: len(x)]
-        if self._leaf is not None and self._leaf.grad is not None and len(self._leaf) >= len(x):
-            delta = (delta + eps * self._leaf.grad[: len(x)].sign()).clamp(-eps, eps)
-        self._delta = delta.detach()
-        self._leaf = (x + self._delta).clamp(*self.threat.bounds).detach().requires_grad_(True)
+        delta = self._carried()
+        if delta is None or len(delta) < len(x):
+            delta = torch.zeros_like(x)
+        self._delta = delta
+        self._leaf = (x + delta[: len(x)]).clamp(*self.threat.bounds).detach().requires_grad_(True)
         return fit.cross_entropy(module(self._leaf), y)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the perturbation that the next batch begins with: it belongs to the state of a training."""
+        delta = self._carried()
+        return {} if delta is None else {"delta": delta}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `state` returned."""
+        self._delta, self._leaf = state.get("delta"), None
+
+    def _carried(self) -> Tensor | None:
+        """Return the perturbation after the last backward pass; a smaller batch leaves the other rows' as they were."""
+        if self._delta is not None and self._leaf is not None and self._leaf.grad is not None:
+            eps, grad = self.threat.eps, self._leaf.grad
+            moved = (self._delta[: len(grad)] + eps * grad.sign()).clamp(-eps, eps)
+            self._delta, self._leaf = torch.cat([moved, self._delta[len(grad) :]]), None
+        return self._delta
 
 
 def planted(perturbations: Sequence[Tensor], threat: Ball, *, share: float = 0.5, seed: int = 0) -> fit.Objective:
