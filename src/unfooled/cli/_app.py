@@ -14,6 +14,7 @@ import cyclopts
 
 from unfooled import __version__
 from unfooled.cli._attack import attack
+from unfooled.cli._certify import certify
 from unfooled.cli._doctor import doctor
 from unfooled.cli._eps import eps
 from unfooled.cli._evaluate import evaluate
@@ -40,6 +41,7 @@ app.command(doctor)
 app.command(attack)
 app.command(explain)
 app.command(harden)
+app.command(certify)
 app.command(fool)
 app.command(eps)
 app.command(list_, name="list")
