@@ -84,7 +84,7 @@ def _ways() -> list[Way]:
         Way("n-fgsm", "de Jorge et al. 2022, arXiv:2202.01181", "One step from wide noise, not projected.",
             lambda t, s, r: objectives.noisy_step(t, seed=s, ramp=r), 2),
         Way("nuat", "Sriramanan et al. 2021, NeurIPS 34", "One step, and logits that change in few directions.",
-            lambda t, s, r: objectives.nuclear(t, seed=s, ramp=r), 3),
+            lambda t, s, r: objectives.nuclear(t, seed=s, ramp=10 * r), 3),  # grows as long as its authors', not `r`
         Way("gradalign", "Andriushchenko and Flammarion 2020, arXiv:2007.02617",
             "One step, and gradients that agree across the ball.",
             lambda t, s, r: objectives.aligned(
