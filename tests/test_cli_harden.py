@@ -1,6 +1,12 @@
 """`unfooled harden`: a harder classifier, its proof, its checkpoints, and kind errors."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +15,20 @@ import torch
 from safetensors.torch import load_file
 
 import unfooled as uf
+from unfooled import report
 from unfooled.cli._app import call
 from unfooled.evaluate.hardened import Worn, halves, harden_target
+
+WORDS = [
+    "harden", "digits-cnn", "--recipe", "n-fgsm", "--epochs", "4", "--suite", "quick", "--limit", "200",
+    "--smoothing", "0.05", "--augment", "cutout(2)", "--extra", "digits", "--mix", "0.2", "--ema", "0.9",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("harden") / "run"
-    words = ["harden", "digits-cnn", "--recipe", "n-fgsm", "--epochs", "4", "--suite", "quick", "--limit", "200"]
-    assert call([*words, "--out", str(out)]) == 0
+    assert call([*WORDS, "--out", str(out)]) == 0
     return out
 
 
@@ -28,6 +39,39 @@ def test_it_is_harder_after_than_before_by_the_same_evaluation(made: Path) -> No
     told = json.loads((made / "harden.json").read_text())
     assert len(told["epochs"]) == 4 and sum(e["chosen"] for e in told["epochs"]) == 1
     assert "--recipe n-fgsm" in told["command"]
+    assert told["settings"]["augment"] == "cutout(2)"
+    assert {k: told["settings"]["recipe"][k] for k in ("smoothing", "mix", "ema")} == {
+        "smoothing": 0.05, "mix": 0.2, "ema": 0.9,
+    }  # fmt: skip
+    first = told["epochs"][0]  # 900 images and a quarter as many; N-FGSM looks at each twice, there and back
+    assert first["images"] == 900 + 34 * 6 + 4 and first["forward"] == first["backward"] == 2 * first["images"]
+    assert told["cost"]["images"] == 4 * first["images"]
+    gained = after["robust_accuracy"] - before["robust_accuracy"]
+    share, low, high = told["gains"][0]
+    assert share == pytest.approx(gained) and low < share < high and low > 0
+
+
+def test_the_page_shows_what_was_gained_how_and_for_how_much(made: Path) -> None:
+    page = (made / "report.html").read_text()
+    after = json.loads((made / "after" / "summary.json").read_text())
+    assert f"<strong>{after['robust_accuracy']:.1%}</strong>" in page
+    assert "de Jorge et al. 2022" in page and "images a second" in page and "--recipe n-fgsm" in page
+    assert page.count('<article class="card">') == 8 and page.count("stands</span>") == 4
+    assert page.count("<tr><td") + page.count('<tr class="chosen">') == 4
+    assert "<script" not in page and "http://" not in page and "https://" not in page
+    assert (made / "training.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_page_escapes_what_others_named_and_says_alarms(made: Path) -> None:
+    target = uf.targets.resolve("digits-cnn")
+    data = uf.load_data("digits", split="train").take(100)
+    few = uf.load_data("digits").take(40)
+    target.name = "<script>alert(1)</script>"
+    proof = harden_target(target, data, few, uf.linf(0.1), recipe="standard", epochs=1, suite="quick")
+    told = replace(proof, training=replace(proof.training, alarms=("Robust overfitting <b>since</b> epoch 3.",)))
+    page = report.hardened.render(told, b"", command="unfooled harden '<x>'", written="")
+    assert "<script" not in page and "&lt;script" in page and "&lt;b&gt;since" in page and '<img src=""' not in page
+    assert "No alarm" in report.hardened.render(proof, b"", written="")
 
 
 def test_the_weights_are_those_that_were_measured(made: Path) -> None:
@@ -42,12 +86,48 @@ def test_the_weights_are_those_that_were_measured(made: Path) -> None:
 
 def test_a_finished_hardening_resumed_says_the_same(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (made / "hardened.safetensors").read_bytes()
-    words = ["harden", "digits-cnn", "--recipe", "n-fgsm", "--epochs", "4", "--suite", "quick", "--limit", "200"]
-    assert call([*words, "--resume", str(made)]) == 0
+    assert call([*WORDS, "--resume", str(made)]) == 0
     assert (made / "hardened.safetensors").read_bytes() == before
-    other = [w.replace("n-fgsm", "pgd") for w in words]
+    other = [w.replace("n-fgsm", "pgd") for w in WORDS]
     assert call([*other, "--resume", str(made)]) == 2
     assert "another objective" in capsys.readouterr().err
+
+
+MODULES = """
+import torch
+from torch import nn
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def frozen():
+    return net().requires_grad_(False)
+
+def bare():
+    return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
+
+class Hiccup(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net, self.steps = net(), 0
+
+    def forward(self, x):
+        self.steps += self.training
+        return self.net(x) * (float("nan") if self.training and self.steps == 40 else 1)
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with modules and data of one's own: good, of one class, with a label too many."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "nets.py").write_text(MODULES)
+    data = uf.load_data("digits", split="train")
+    pixels, y = (data.x * 255).round().to(torch.uint8).numpy().transpose(0, 2, 3, 1)[:100], data.y.numpy()[:100]
+    for name, labels in (("good", y), ("one", y * 0), ("more", np.where(np.arange(100) == 7, 10, y))):
+        np.savez(folder / f"{name}.npz", images=pixels, labels=labels)
+    return folder
 
 
 @pytest.mark.parametrize(
@@ -55,17 +135,62 @@ def test_a_finished_hardening_resumed_says_the_same(made: Path, capsys: pytest.C
     [
         (["digits-cnn", "--recipe", "pdg"], "Did you mean 'pgd'"),
         (["digits-cnn", "--epochs", "0"], "--epochs"),
+        (["digits-cnn", "--workers", "0"], "--workers"),
         (["digits-cnn", "--budget", "soon"], "is no duration"),
-        (["digits-cnn", "--threat", "linf"], ""),
+        (["digits-cnn", "--threat", "linf"], "is no threat"),
         (["digits-cnn", "--budget", "0.001s", "--limit", "20", "--suite", "quick"], "holds no epoch"),
+        (["digits-cnn", "OWN/one.npz"], "one label"),
+        (["digits-cnn", "OWN/more.npz"], "classes 0 to 9"),
+        (["digits-cnn", "OWN/good.npz", "--extra", "OWN/more.npz"], "classes 0 to 9"),
+        (["OWN/nets.py:frozen", "OWN/good.npz"], "no parameter that training could change"),
+        (["OWN/nets.py:bare", "OWN/good.npz"], "no parameter that training could change"),
+        (["OWN/nets.py:net", "OWN/good.npz", "--lr", "1e30", "--suite", "quick"], "loss became"),
+        (["digits-cnn", "--augment", "flip"], "Did you mean 'flips'"),
+        (["digits-cnn", "--mix", "0.5"], "--extra"),
+        (["digits-cnn", "--extra", "digits", "--mix", "1"], "mix"),
+        (["digits-cnn", "--smoothing", "1"], "smoothing"),
+        (["digits-cnn", "--ema", "1"], "ema"),
     ],
 )
 def test_bad_input_is_one_sentence(
-    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str], said: str, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(["harden", *words, "--out", str(tmp_path / "run")]) == 2
+    assert call(["harden", *(w.replace("OWN", str(own)) for w in words), "--out", str(tmp_path / "run")]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in error and error.startswith("unfooled: ")
+
+
+def test_a_folder_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert call(["harden", "digits-cnn", "--out", str(tmp_path)]) == 2
+    assert "exists already" in capsys.readouterr().err and [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_a_loss_that_fails_once_is_rolled_back_and_told(
+    own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"{own}/nets.py:Hiccup", "digits", "--recipe", "standard", "--epochs", "3", "--limit", "20"]
+    assert call(["harden", *words, "--suite", "quick", "--out", str(tmp_path / "run")]) == 0
+    said = "The loss was not finite in epoch 2: back to the last good epoch, and on with 0.5 of the learning rate"
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "run" / "report.html").read_text()
+    told = json.loads((tmp_path / "run" / "harden.json").read_text())
+    assert [line["epoch"] for line in told["epochs"]] == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_hardening_that_was_killed_goes_on_to_the_same_weights(made: Path, tmp_path: Path) -> None:
+    out, environment = tmp_path / "run", os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    child = subprocess.Popen([sys.executable, "-m", "unfooled", *WORDS, "--out", str(out)], env=environment)
+    until = time.monotonic() + 120
+    while time.monotonic() < until and not (out / "training" / "training.json").exists():
+        time.sleep(0.02)
+    child.kill()
+    assert child.wait() == -signal.SIGKILL
+    lines = json.loads((out / "training" / "training.json").read_text())["lines"]
+    assert 0 < len(lines) < 4
+    assert call([*WORDS, "--resume", str(out)]) == 0
+    assert (out / "hardened.safetensors").read_bytes() == (made / "hardened.safetensors").read_bytes()
 
 
 def test_own_data_are_halved_and_normalisation_is_worn(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 
 import unfooled as uf
@@ -127,21 +128,42 @@ def test_smoothing_reaches_every_way_and_not_the_examples_it_makes(name: str) ->
 def test_data_come_as_a_pair_a_loader_a_name_or_bytes() -> None:
     x, y = strong_and_weak_features()
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=100)
-    made = []
+    made, short = [], Recipe(epochs=2, batch_size=64, lr=0.03)
     for data in ((x, y), loader, [(x[:300], y[:300]), (x[300:], y[300:])], uf.load_data((x, y))):
         module = linear()
-        trainer.fit(module, data, objectives.standard(), threat=BALL, recipe=RECIPE, choose="last")
+        trainer.fit(module, data, objectives.standard(), threat=BALL, recipe=short, choose="last")
         made.append(module.weight)
     assert all(torch.equal(made[0], other) for other in made[1:])
     whole = (x * 255).round().to(torch.uint8)
     found = []
     for rows in (whole, whole.float() / 255):
         module = linear()
-        done = trainer.fit(
-            module, (rows, y), objectives.standard(), threat=BALL, recipe=RECIPE, extra=(rows[:9], y[:9])
-        )
+        done = trainer.fit(module, (rows, y), objectives.standard(), threat=BALL, recipe=short, extra=(rows[:9], y[:9]))
         found.append((module.weight, [(n.loss, n.clean, n.strong) for n in done.lines]))
     assert torch.equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+def alive(steps: int) -> tuple[int, int, int]:
+    """Of all batches shown to the module: how many there were, the most alive at once, and those alive at the end."""
+    x, y = strong_and_weak_features(512)
+    module, shown, most = linear(), [], [0]
+
+    def seen(_: nn.Module, given: tuple[torch.Tensor], scores: torch.Tensor) -> None:
+        shown.extend(StorageWeakRef(t.untyped_storage()) for t in (given[0], scores))
+        most[0] = max(most[0], sum(not each.expired() for each in shown))
+
+    hook = module.register_forward_hook(seen)
+    objective = objectives.adversarial(uf.attacks.pgd(steps=steps), BALL)
+    core_fit.fit(module, x, y, objective, epochs=1, batch_size=128)
+    hook.remove()
+    return len(shown), most[0], sum(not each.expired() for each in shown)
+
+
+def test_memory_does_not_grow_with_the_steps_of_the_attack_and_no_example_is_kept() -> None:
+    few, many = alive(2), alive(20)
+    assert (few[0], many[0]) == (2 * 4 * 3, 2 * 4 * 21)  # images and scores of four batches, two steps or twenty
+    assert few[1] == many[1] <= 4
+    assert few[2] == many[2] == 0
 
 
 def test_alarms_are_about_what_the_lines_say() -> None:

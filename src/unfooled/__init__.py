@@ -91,7 +91,7 @@ class _House(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         if name in _ROOMS:
-            if name in ("explain", "fooling"):
+            if name in ("explain", "fooling", "harden"):
                 importlib.import_module(f"{__name__}.attacks")  # they take attacks by their names
             return importlib.import_module(f"{__name__}.{name}")
         if name not in _HOME_OF:

@@ -1,14 +1,22 @@
 """`unfooled harden`: from a classifier to a harder one, with the same evaluation before and after."""
 
+import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
 
 from unfooled.cli import _words
 from unfooled.errors import InputError, safe_text
 
 if TYPE_CHECKING:
-    from unfooled.harden import Line
+    from collections.abc import Callable
+
+    from unfooled.harden import Hardened, Line
+
+_Training = Parameter(group="Training")
+_Target = Parameter(group="Target and data")
 
 
 def harden(
@@ -21,30 +29,38 @@ def harden(
     budget: str | None = None,
     epochs: int | None = None,
     out: Path | None = None,
-    test: str | None = None,
-    fresh: _words.Flag = False,
+    resume: Path | None = None,
     suite: str = "standard",
     limit: int | None = None,
-    choose: Literal["adversarial", "clean", "last"] = "adversarial",
-    patience: int | None = None,
-    lr: float | None = None,
-    batch_size: int | None = None,
-    precision: Literal["float32", "bf16"] = "float32",
     device: str = "auto",
+    workers: int | None = None,
     seed: int = 0,
-    weights: Path | None = None,
-    resize: str | None = None,
-    mean: str | None = None,
-    std: str | None = None,
-    wear: list[str] | None = None,
-    classes: Path | None = None,
-    data_dir: Path | None = None,
-    resume: Path | None = None,
+    fresh: Annotated[_words.Flag, _Training] = False,
+    choose: Annotated[Literal["adversarial", "clean", "last"], _Training] = "adversarial",
+    patience: Annotated[int | None, _Training] = None,
+    lr: Annotated[float | None, _Training] = None,
+    schedule: Annotated[Literal["onecycle", "cosine", "constant"], _Training] = "onecycle",
+    batch_size: Annotated[int | None, _Training] = None,
+    ema: Annotated[float | None, _Training] = None,
+    smoothing: Annotated[float | None, _Training] = None,
+    augment: Annotated[str | None, _Training] = None,
+    extra: Annotated[str | None, _Training] = None,
+    mix: Annotated[float | None, _Training] = None,
+    precision: Annotated[Literal["float32", "bf16"], _Training] = "float32",
+    compile: Annotated[_words.Flag, _Training] = False,
+    test: Annotated[str | None, _Target] = None,
+    weights: Annotated[Path | None, _Target] = None,
+    wear: Annotated[list[str] | None, _Target] = None,
+    resize: Annotated[str | None, _Target] = None,
+    mean: Annotated[str | None, _Target] = None,
+    std: Annotated[str | None, _Target] = None,
+    classes: Annotated[Path | None, _Target] = None,
+    data_dir: Annotated[Path | None, _Target] = None,
 ) -> int:
     """Harden a classifier within a budget and prove it: the same evaluation before and after, on held-out examples.
 
-    Training is judged by an attack after every epoch, the best epoch is kept, and what goes wrong is said. Writes the
-    weights, both reports, the curve of training, and a checkpoint an epoch: `--resume DIR` goes on after a kill.
+    Training is judged by an attack after every epoch, the best epoch is kept, and what goes wrong is said. The folder
+    gets the weights, a report of the hardening, both evaluations, and a checkpoint an epoch.
 
     Parameters
     ----------
@@ -56,52 +72,68 @@ def harden(
     threat
         What it is to stand against: linf(8/255), l2(0.5) [default: linf at the eps of the target's model card].
     recipe
-        How: standard, noise, mixed, pgd, trades, mart, awp, fgsm-rs, n-fgsm, gradalign or free.
+        How it is trained: pgd is thorough, n-fgsm four times faster; `unfooled list recipes` has them all.
     budget
         Longest time of training, such as 90s, 5m or 1h30m; the evaluations come on top.
     epochs
         How many epochs instead, or at most [default: 10 without a budget].
     out
         New folder for weights, reports and checkpoints [default: runs/<time>-<hash>].
-    test
-        What both evaluations are of [default: the test images of a named data set; else a fifth of the data].
-    fresh
-        Begin with new weights instead of the trained ones (targets of the zoo).
+    resume
+        Go on with the hardening in this folder, which was killed or interrupted; give the same words again.
     suite
         The attacks of the evaluations: quick or standard.
     limit
         Evaluate the first N held-out examples only.
+    device
+        cpu, cuda, cuda:1, mps, or auto.
+    workers
+        Train with so many processes of a CPU core each, every one with its share of every batch.
+    seed
+        Seed of all random choices.
+    fresh
+        Begin with new weights instead of the trained ones (targets of the zoo).
     choose
         Keep the best epoch by adversarial or clean accuracy on examples that are not trained on, or the last.
     patience
         Epochs without a better one after which training ends.
     lr
-        Highest learning rate.
+        Highest learning rate [default: 0.002].
+    schedule
+        How the learning rate rises and falls.
     batch_size
-        Examples a step.
+        Examples a step [default: 128, 32 for fewer than 5,000].
+    ema
+        Share of the averaged weights kept per step; 0 for no average [default: an average over about an epoch].
+    smoothing
+        Label smoothing: share of every label that is spread over all classes [default: 0].
+    augment
+        Random changes of the images, such as flips, flips+crops(4), shifts(2) or cutout(8) [default: none].
+    extra
+        More to train on, such as generated images with labels: named like data [default: none].
+    mix
+        Share of every batch that comes from --extra [default: 0.3].
     precision
         bf16 lets the network compute in bfloat16 while it trains.
-    device
-        cpu, cuda, cuda:1, mps, or auto.
-    seed
-        Seed of all random choices.
+    compile
+        Train through torch.compile, which pays on a GPU for networks that are trained for long.
+    test
+        What both evaluations are of [default: the test images of a named data set; else a fifth of the data].
     weights
         A .safetensors or weights-only checkpoint to load into the target.
+    wear
+        A defence that the target wears while it is trained and measured, such as "median(3)"; several are put on in
+        their order, the first sees the image first [default: none; `unfooled list defences` has them].
     resize
         Resize images: the shorter side (224), or height by width (224x256).
     mean
         Per-channel mean that the target expects to be subtracted, such as 0.485,0.456,0.406.
     std
         Per-channel standard deviation that the target expects to be divided by.
-    wear
-        A defence that the target wears while it is trained and measured, such as "median(3)"; several are put on in
-        their order, the first sees the image first [default: none; `unfooled list defences` has them].
     classes
         A text file with one class name per line.
     data_dir
         Where named data sets lie [default: the variable UNFOOLED_DATA, then ../shared/data].
-    resume
-        Go on with the hardening in this folder, which was killed or interrupted; give the same words again.
     """
     given = locals()
     most = _words.seconds(budget)
@@ -110,8 +142,11 @@ def harden(
         (limit, "--limit"),
         (patience, "--patience"),
         (batch_size, "--batch-size"),
+        (workers, "--workers"),
     ):
         _words.at_least_one(value, option)
+    if mix is not None and extra is None:
+        raise InputError("--mix is the share of every batch that comes from --extra; name those data too.")
     inputs = _words.Inputs.of(given | {"reject": None, "limit": None})
 
     _words.load_torch()
@@ -152,41 +187,45 @@ def harden(
             )
 
         live.say(f"hardening {model.name}")
-        wanted = {"lr": lr, "batch_size": batch_size, "precision": precision}
+        wanted = {
+            "lr": lr, "batch_size": batch_size, "precision": precision, "schedule": schedule, "ema": ema,
+            "smoothing": smoothing, "mix": mix, "compiled": compile,
+        }  # fmt: skip
+        more = None if extra is None else load_data(extra, split="train", data_dir=data_dir)
         try:
             proof = harden_target(
                 model, train, held.take(limit), ball, recipe=recipe, budget=most, epochs=epochs, choose=choose,
                 settings={k: v for k, v in wanted.items() if v is not None}, patience=patience, suite=suite, seed=seed,
-                out=folder / "training", resume=(folder / "training" / "training.json").exists(), on_line=tell,
-                progress=live,
+                out=folder / "training", resume=(folder / "training" / "training.json").exists(), augment=augment,
+                extra=more, on_line=tell, on_step=live.training, progress=live, train_by=_trainer(workers),
             )  # fmt: skip
         except BaseException:
             if resume is None and not any(folder.iterdir()):  # refused before anything was made
                 folder.rmdir()
             raise
         record.write_bytes(folder / "hardened.safetensors", proof.weights())
+        command = _words.command_line("harden", ("target", "data"), given, without=("out", "resume"))
         record.write_json(folder / "harden.json", {
             "sentence": proof.sentence(), "training": proof.training.sentence(), "epochs": proof.training.rows(),
             "settings": proof.training.settings,
-            "command": _words.command_line("harden", ("target", "data"), given, without=("out", "resume")),
+            "cost": proof.training.cost(), "gains": proof.gains(), "command": command,
         })  # fmt: skip
         for when, found in (("before", proof.before), ("after", proof.after)):
             if not (folder / when).exists():
                 report.write(found, folder / when)
-        drawn = _curve(proof.training)
-        if drawn:
-            record.write_bytes(folder / "training.png", drawn)
+        page = report.write_hardened(proof, folder, command=command)
     lines = [proof.training.sentence(), proof.sentence(), f"weights: {folder / 'hardened.safetensors'}"]
-    lines += [f"reports: {folder / when / 'report.html'}" for when in ("before", "after")]
+    lines += [f"report: {page}"]
     sys.stdout.write("".join(f"{safe_text(line)}\n" for line in lines))
     return 0
 
 
-def _curve(training: object) -> bytes:
-    """Return the picture of the training, nothing where matplotlib is not installed."""
-    from unfooled.errors import MissingExtra
+def _trainer(workers: int | None) -> "Callable[..., Hardened]":
+    """Return what trains: this process, or so many others."""
+    if workers is None:
+        from unfooled.harden import fit
 
-    try:
-        return bytes(training.image())  # type: ignore[attr-defined]
-    except MissingExtra:
-        return b""
+        return fit
+    from unfooled.scale import fit as fit_together
+
+    return functools.partial(fit_together, workers=workers)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from unfooled.core.attack import Attack, Recipe
 
-What = Literal["attacks", "suites", "targets", "data", "defences"]
+What = Literal["attacks", "suites", "targets", "data", "defences", "recipes"]
 
 GIVEN = "Along gradients, in a ball of a given eps"
 SMALLEST = "Along gradients, to the smallest change"
@@ -22,17 +22,20 @@ OTHER = "For changes that no norm measures, and those learned beforehand"
 
 
 def list_(what: What | None = None, /, *, json: _words.Flag = False) -> None:
-    """Say which attacks, suites, targets, data sets and defences there are, each with its paper.
+    """Say which attacks, suites, targets, data sets, defences and hardening recipes there are, each with its paper.
 
     Parameters
     ----------
     what
-        attacks, suites, targets, data or defences (for --wear) [default: all five].
+        attacks, suites, targets, data, defences (for --wear) or recipes (of `harden`) [default: all six].
     json
         Print the rows as JSON.
     """
     _words.load_torch()
-    readers = {"targets": _targets, "data": _data, "defences": _defences, "suites": _suites, "attacks": _attacks}
+    readers = {
+        "targets": _targets, "data": _data, "defences": _defences, "recipes": _ways, "suites": _suites,
+        "attacks": _attacks,
+    }  # fmt: skip
     found = {name: read() for name, read in readers.items() if what in (None, name)}
     if json:
         from unfooled.core.record import json_text
@@ -157,6 +160,15 @@ def _defences() -> list[dict[str, str]]:
 
     return [
         {"name": d.name, "what": d.doc, "worn as": told(d, d.settings), "paper": d.paper} for d in DEFENCES.values()
+    ]
+
+
+def _ways() -> list[dict[str, str]]:
+    from unfooled.harden import WAYS
+
+    return [
+        {"name": w.name, "what": w.doc, "passes an image and epoch": f"{w.passes} there and back", "paper": w.paper}
+        for w in WAYS.values()
     ]
 
 

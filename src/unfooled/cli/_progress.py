@@ -9,6 +9,7 @@ from unfooled.cli._words import console
 from unfooled.errors import safe_text
 
 if TYPE_CHECKING:
+    from unfooled.core.fit import Step
     from unfooled.core.result import Progress
 
 EVERY = 3.0
@@ -30,6 +31,7 @@ class Live:
         self._said = time.monotonic()
         self._seen: deque[tuple[float, int, int]] = deque()
         self._now, self._since = ("", 0), 0.0
+        self._training: tuple[float, int] | None = None  # when it began, and how many images were done then
         self._bar: Any = None
         self._task: Any = None
 
@@ -82,6 +84,21 @@ class Live:
             )
         else:
             self.note(f"{event.attack}: {said}")
+
+    def training(self, step: "Step") -> None:
+        """Show where a training stands: images of this epoch, images a second, time left of the whole training."""
+        now = time.monotonic()
+        if self._training is None:
+            self._training = now, (step.epoch - 1) * step.total
+        began, before = self._training
+        done = (step.epoch - 1) * step.total + step.done
+        speed = (done - before) / max(now - began, 1e-9)
+        name, left = f"epoch {step.epoch}/{step.epochs}", clock((step.epochs * step.total - done) / max(speed, 1e-9))
+        said = f"{step.done:,}/{step.total:,} images · {speed:,.0f} images/s · about {left} left"
+        if self._bar is not None:
+            self._bar.update(self._task, total=step.total, completed=step.done, attack=name, said=said)
+        else:
+            self.note(f"{name}: {said}")
 
     def _rates(self, event: "Progress") -> tuple[float, float]:
         seen = self._seen

@@ -1,6 +1,7 @@
 """The one training loop: whoever trains a module, plainly or against an attack, calls `fit` with an objective."""
 
 import copy
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfooled.core.together import ALONE, Together
 from unfooled.errors import InputError, UnfooledError
 
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]
@@ -44,12 +46,29 @@ Schedule: TypeAlias = Literal["onecycle", "cosine", "constant"]
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of the training history: the mean loss over the epoch, the learning rate at its end, seconds used."""
+    """One line of the training history: the mean loss over the epoch, the learning rate at its end, seconds used.
+
+    `images` were trained on; `forward` and `backward` count the rows that were sent through the module for it, there
+    and back, the attack's included.
+    """
 
     epoch: int
     loss: float
     lr: float
     seconds: float
+    images: int = 0
+    forward: int = 0
+    backward: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a training is: `done` of the epoch's `total` images, in epoch `epoch` of `epochs`."""
+
+    epoch: int
+    epochs: int
+    done: int
+    total: int
 
 
 _SMOOTHING: ContextVar[float] = ContextVar("smoothing", default=0.0)
@@ -157,6 +176,10 @@ class Training:
         extra: more rows and labels, such as generated images with pseudo-labels: of every batch the recipe's `mix` is
             drawn from them, each as often as any other; an epoch remains a visit of all of x. Their ids follow x's.
         device: where to move the module; None trains where its weights are.
+        together: the place among several processes that train the same module with the same arguments: each takes its
+            share of every batch, gradients are averaged, and an attack's noise belongs to the row, so that the result
+            is one process's up to the order of sums. What looks at a batch as a whole (BatchNorm, weights moved against
+            the loss, a norm over the batch) sees the share alone; running statistics are averaged every epoch.
 
     `epoch` epochs and `step` steps are done, `history` has one line an epoch. `evaluated` is the module to look at: the
     average of the weights where one is kept. The same arguments, module state and thread count give the same bits on
@@ -177,6 +200,7 @@ class Training:
         augment: Augment | None = None,
         extra: tuple[Tensor, Tensor] | None = None,
         device: torch.device | str | None = None,
+        together: Together = ALONE,
     ) -> None:
         self.recipe = recipe = recipe or Recipe()
         for rows, labels in ((x, y), *([extra] if extra else [])):
@@ -193,7 +217,7 @@ class Training:
             module.to(device)
         if recipe.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.module, self.objective, self.augment = module, objective, augment
+        self.module, self.objective, self.augment, self.together = module, objective, augment, together
         self.device = trained[0].device
         self.x, self.y = self._kept(x), y.to(self.device)
         self.extra = None if extra is None else (self._kept(extra[0]), extra[1].to(self.device))
@@ -201,6 +225,9 @@ class Training:
         asked: nn.Module = module if recipe.precision == "float32" else _InBf16(module, self.device)
         self._asked: nn.Module = torch.compile(asked) if recipe.compiled else asked  # type: ignore[assignment]
         steps = recipe.epochs * recipe.replays * math.ceil(len(x) / self._own)
+        if (least := len(x) % self._own or min(len(x), self._own)) < together.size:
+            raise InputError(f"A batch of {least} rows is too small for {together.size} workers: change batch_size.")
+        together.agree([*module.parameters(), *module.buffers()])
         self._optimizer = _optimizer(recipe, trained)
         self._rate = torch.optim.lr_scheduler.LambdaLR(self._optimizer, _rate(recipe.schedule, steps))
         self._average = copy.deepcopy(module) if recipe.ema else None
@@ -209,6 +236,7 @@ class Training:
             torch.manual_seed(recipe.seed)
             self._luck = _luck(self.device)
         self.step, self.history, self.slowed = 0, list[Epoch](), 1.0
+        self._passes = [0, 0]
 
     @property
     def epoch(self) -> int:
@@ -220,29 +248,68 @@ class Training:
         """The module whose weights are the result so far: the average where one is kept."""
         return self.module if self._average is None else self._average
 
-    def run_epoch(self) -> Epoch:
+    def run_epoch(self, on_step: Callable[[Step], None] | None = None) -> Epoch:
         """Visit all rows once in a new order, the last batch being smaller; return the epoch's line of the history.
 
-        The caller's random state, grad mode and the module's training flags are as before when this returns or raises.
-        Raises UnfooledError when the loss is no longer finite.
+        `on_step` is called after every batch. The caller's random state, grad mode and the module's training flags are
+        as before when this returns or raises. Raises UnfooledError when the loss is no longer finite.
         """
         r, began = self.recipe, time.perf_counter()
         total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
-        with _world_kept(self.module, self.device):
+        with _world_kept(self.module, self.device), self._counted():
             _set_luck(self._luck, self.device)
             self.module.train()
-            for ids in self._batches():
+            batches = self._batches()
+            rows = sum(map(len, batches))
+            for ids in batches:
                 x, y = self._batch(ids)
                 for _ in range(r.replays):
                     total += self._update(x, y, ids) * len(ids)
-                    seen += len(ids)
+                seen += len(ids)
+                if on_step:
+                    on_step(Step(self.epoch + 1, r.epochs, seen, rows))
             self._luck = _luck(self.device)
-        mean = float(total) / seen
+        counted = torch.stack([total, *(total.new_tensor(n) for n in self._passes)])
+        self.together.add([counted])
+        self._even_buffers()
+        summed, forward, backward = counted.tolist()
+        mean = summed / seen / r.replays
         if not math.isfinite(mean):
             raise UnfooledError(f"The loss became {mean} in epoch {self.epoch + 1}: train with a lower lr than {r.lr}.")
-        done = Epoch(self.epoch + 1, mean, float(self._rate.get_last_lr()[0]), time.perf_counter() - began)
+        done = Epoch(
+            self.epoch + 1, mean, float(self._rate.get_last_lr()[0]), time.perf_counter() - began,
+            seen * r.replays, int(forward), int(backward),
+        )  # fmt: skip
         self.history.append(done)
         return done
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the rows that go through the module, there and back."""
+        self._passes = passes = [0, 0]
+
+        def back(_: Tensor, rows: int) -> None:
+            passes[1] += rows
+
+        def there(_: nn.Module, given: tuple[Any, ...], scores: Any) -> None:
+            passes[0] += len(given[0])
+            if isinstance(scores, Tensor) and scores.requires_grad:
+                scores.register_hook(functools.partial(back, rows=len(given[0])))
+
+        hook = self._asked.register_forward_hook(there)
+        try:
+            yield
+        finally:
+            hook.remove()
+
+    def _even_buffers(self) -> None:
+        """Give all processes the mean of their running statistics."""
+        if self.together.size > 1:
+            for module in (self.module, *([self._average] if self._average else [])):
+                floats = [b for b in module.buffers() if b.is_floating_point()]
+                self.together.add(floats)
+                for b in floats:
+                    b.div_(self.together.size)
 
     def finish(self) -> None:
         """Leave the result in the module, and no gradients."""
@@ -284,14 +351,17 @@ class Training:
         return x.to(self.device) if x.dtype == torch.uint8 else x
 
     def _update(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
-        """Make one step; return the loss without a host sync."""
+        """Make one step; return this process's share of the batch's mean loss without a host sync."""
+        mine = self.together.share(len(ids))
+        share = (mine.stop - mine.start) / len(ids)
         smoothed = _SMOOTHING.set(self.recipe.smoothing)
         try:
-            loss = self.objective(self._asked, x, y, ids, self.step)
+            loss = share * self.objective(self._asked, x[mine], y[mine], ids[mine], self.step)
         finally:
             _SMOOTHING.reset(smoothed)
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
+        self.together.add([p.grad for p in self._trained if p.grad is not None])
         self._optimizer.step()
         self._rate.step()
         self.step += 1
@@ -363,6 +433,7 @@ def fit(
     extra: tuple[Tensor, Tensor] | None = None,
     on_epoch: Callable[[Epoch], None] | None = None,
     device: torch.device | str | None = None,
+    together: Together = ALONE,
     **recipe: Any,
 ) -> list[Epoch]:
     """Train `module` in place on x [n, ...] and y int64 [n]; return one `Epoch` per epoch.
@@ -375,7 +446,9 @@ def fit(
         UnfooledError: the loss stopped being finite.
     """
     with torch.inference_mode(mode=False):
-        training = Training(module, x, y, objective, Recipe(**recipe), augment=augment, extra=extra, device=device)
+        training = Training(
+            module, x, y, objective, Recipe(**recipe), augment=augment, extra=extra, device=device, together=together
+        )
         for _ in range(training.recipe.epochs):
             done = training.run_epoch()
             if on_epoch:

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,19 +12,22 @@ from torch import Tensor, nn
 
 from unfooled import harden
 from unfooled.attacks import SUITES, universal
+from unfooled.core.augment import augment as read_augmentation
 from unfooled.core.data import Data
-from unfooled.core.fit import Objective, Recipe, Training
+from unfooled.core.fit import Augment, Objective, Recipe, Step, Training
 from unfooled.core.result import Evaluation, Progress
 from unfooled.core.target import Target
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError, nearest
 from unfooled.evaluate.measure import evaluate
+from unfooled.stats import mean_interval
 
 RAMP = 0.1
 """Share of all steps over which the radius grows."""
 
 TRIAL = 3  # steps that are timed on a copy to see how many epochs a budget holds
 MOST = 200  # epochs of a budgeted training at most
+JUDGE_PASSES = 13  # that judging an epoch takes for a validation row: ten steps, one step, and looks at what they made
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,31 @@ class Proof:
     after: Evaluation
 
     def sentence(self) -> str:
-        """Return what hardening gained and what it cost."""
+        """Return what hardening gained and what it cost, with 95% intervals over the choice of examples."""
         b, a = self.before, self.after
+
+        def share(value: float, interval: tuple[float, float]) -> str:
+            return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
+
         return (
-            f"Robust accuracy under {a.threat} at most {b.robust_accuracy:.1%} before and {a.robust_accuracy:.1%} "
-            f"after ({a.status}); clean accuracy {b.clean_accuracy:.1%} before and {a.clean_accuracy:.1%} after "
+            f"Robust accuracy under {a.threat} at most {share(b.robust_accuracy, b.robust_interval)} before and "
+            f"{share(a.robust_accuracy, a.robust_interval)} after ({a.status}); clean accuracy "
+            f"{share(b.clean_accuracy, b.clean_interval)} before and {share(a.clean_accuracy, a.clean_interval)} after "
             f"(n = {a.n}, suite {a.suite})."
         )
+
+    def gains(self) -> list[tuple[float, float, float]]:
+        """Return how much robust and clean accuracy grew on the same examples: each with its 95% interval."""
+        both = self.before.counted & self.after.counted
+        changes = (
+            self.after.standing() - self.before.standing(),
+            self.after.clean.double() - self.before.clean.double(),
+        )
+        found = []
+        for change in changes:
+            low, high = mean_interval(((change[both] + 1) / 2).tolist())  # a share from 0 to 1 of the way from -1 to 1
+            found.append((float(change[both].mean()), 2 * low - 1, 2 * high - 1))
+        return found
 
     def weights(self) -> bytes:
         """Return the hardened module's weights as the bytes of a .safetensors file, under its own names.
@@ -100,8 +120,12 @@ def harden_target(
     seed: int = 0,
     out: Path | str | None = None,
     resume: bool = False,
+    augment: str | None = None,
+    extra: Data | None = None,
     on_line: Callable[[harden.Line], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    train_by: Callable[..., harden.Hardened] = harden.fit,
 ) -> Proof:
     """Measure a target, harden it, measure it again on the same held-out examples; its module is trained in place.
 
@@ -113,8 +137,9 @@ def harden_target(
         budget: seconds of training; a few steps are timed and as many epochs are made as fit, the evaluations apart.
         epochs: how many, instead of a budget; 10 by default.
         settings: other settings of `core.fit.Recipe`, such as lr and batch_size.
-        choose, patience, out, resume, on_line: as for `harden.fit`.
+        choose, patience, out, resume, augment, extra, on_line, on_step: as for `harden.fit`.
         suite, seed, progress: as for `evaluate`.
+        train_by: `harden.fit`, or what takes its arguments and trains elsewhere (`unfooled.scale.fit`).
 
     Raises:
         InputError: what `harden.fit` and `evaluate` raise, a target that is no torch module, a budget that holds no
@@ -128,25 +153,30 @@ def harden_target(
     if not threat.bounded or threat.norm.name == "l0":
         raise InputError(f"Hardening needs a threat in Linf, L2 or L1 with a finite eps, not {threat!r}.")
     plan = Recipe(**{"epochs": epochs or 10, "seed": seed, **_usual(train), **way.recipe, **(settings or {})})
+    harden.check(module, train, test, *([] if extra is None else [extra]))
+    changes = None if augment is None else read_augmentation(augment)
+    kept = min(500, max(20, len(train) // 10))
     before = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
     if budget is not None:
         rounds = fresh_universals(train.take(plan.batch_size * TRIAL), threat, steps=TRIAL, seed=seed)
-        fits = _affordable(module, train, way.objective(threat, seed=seed, rounds=rounds), plan, budget)
+        made = {"augment": changes, "extra": None if extra is None else (extra.x, extra.y)}
+        per_epoch = _epoch_seconds(module, train, way.objective(threat, seed=seed, rounds=rounds), plan, **made)
+        fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * kept / (way.passes * len(train))), len(train))
         plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
-    kept, ball = min(500, max(20, len(train) // 10)), threat.within(target.bounds)
+    ball = threat.within(target.bounds)
     an_epoch = plan.replays * math.ceil((len(train) - kept) / plan.batch_size)
     rounds = fresh_universals(train, ball, steps=an_epoch, seed=seed)
-    done = harden.fit(
+    done = train_by(
         module, train, way.objective(ball, seed=seed, ramp=round(RAMP * plan.epochs * an_epoch), rounds=rounds),
         threat=ball, recipe=plan, choose=choose, patience=patience, out=out, resume=resume,
-        name=recipe, on_line=on_line, validation=kept,
+        name=recipe, augment=augment, extra=extra, on_line=on_line, on_step=on_step, validation=kept,
     )  # fmt: skip
     after = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
     return Proof(target, done, before, after)
 
 
 def fresh_universals(train: Data, threat: Ball, *, steps: int, seed: int = 0) -> harden.Rounds:
-    """Return how a universal perturbation is learned anew after every `steps` steps, at the cost of one pass of `train`.
+    """Return how a universal perturbation is learned anew after every `steps` steps, for a visit of `train`.
 
     It is learned on 2,000 rows at most, visited as often as that cost allows, for what the module itself answers there.
     """
@@ -165,19 +195,28 @@ def _usual(train: Data) -> dict[str, Any]:
     return {"batch_size": batch, "lr": 2e-3, "ema": min(0.999, 1 - 2 / (2 + len(train) / batch))}
 
 
-def _affordable(module: nn.Module, train: Data, objective: Objective, plan: Recipe, budget: float) -> int:
-    """Return how many epochs fit into `budget` seconds, by timing a few steps on a copy of the module."""
+def _epoch_seconds(
+    module: nn.Module,
+    train: Data,
+    objective: Objective,
+    plan: Recipe,
+    *,
+    augment: Augment | None,
+    extra: tuple[Tensor, Tensor] | None,
+) -> float:
+    """Return the seconds that an epoch takes, by timing a few steps on a copy of the module."""
     rows = plan.batch_size * TRIAL
-    trial = Recipe(**{**vars(plan), "epochs": 2})
-    timed = Training(copy.deepcopy(module), train.x[:rows], train.y[:rows], objective, trial)
+    trial, some = Recipe(**{**vars(plan), "epochs": 2}), train.take(rows)
+    timed = Training(copy.deepcopy(module), some.x, some.y, objective, trial, augment=augment, extra=extra)
     timed.run_epoch()  # the first is slower
-    began = time.perf_counter()
-    timed.run_epoch()
-    share = min(rows, len(train)) / len(train)
-    fits = int(budget / ((time.perf_counter() - began) / share))
+    return timed.run_epoch().seconds * len(train) / len(some)
+
+
+def _affordable(budget: float, epoch: float, rows: int) -> int:
+    """Return how many epochs of `epoch` seconds fit into `budget` seconds, at most MOST."""
+    fits = int(budget / epoch)
     if fits < 1:
         raise InputError(
-            f"The budget of {budget:.0f} s holds no epoch of {len(train):,} examples; "
-            "give a longer one or fewer examples."
+            f"The budget of {budget:.0f} s holds no epoch of {rows:,} examples; give a longer one or fewer examples."
         )
     return min(fits, MOST)

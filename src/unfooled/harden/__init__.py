@@ -7,6 +7,7 @@ from .recipes import way as way
 from .trainer import Choose as Choose
 from .trainer import Hardened as Hardened
 from .trainer import Line as Line
+from .trainer import check as check
 from .trainer import fit as fit
 from .wear import DEFENCES as DEFENCES
 from .wear import Defence as Defence

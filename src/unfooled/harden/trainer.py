@@ -1,6 +1,7 @@
 """Hardening a module: training that is judged by an attack after every epoch, keeps its best, and can be killed."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,11 +15,12 @@ from unfooled.core.attack import Attack
 from unfooled.core.augment import augment as read_augmentation
 from unfooled.core.data import Data, load_data
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
-from unfooled.core.fit import Augment, Objective, Recipe, Training, unit
+from unfooled.core.fit import Augment, Objective, Recipe, Step, Training, unit
 from unfooled.core.result import Status
 from unfooled.core.run import run
 from unfooled.core.target import Target, untouched
 from unfooled.core.threat import Ball
+from unfooled.core.together import ALONE, Together
 from unfooled.errors import InputError, UnfooledError
 from unfooled.stats import wilson
 
@@ -39,7 +41,10 @@ FALLEN = 5  # epochs in a row below the best that are called robust overfitting
 
 @dataclass(frozen=True)
 class Line:
-    """One epoch: the training loss, and on the validation rows the accuracy clean, after one step, under the judge."""
+    """One epoch: the training loss, and on the validation rows the accuracy clean, after one step, under the judge.
+
+    Its cost: `seconds` of training and `judging`, `images` trained on, rows sent `forward` and `backward` for that.
+    """
 
     epoch: int
     loss: float
@@ -49,6 +54,10 @@ class Line:
     strong: float
     seconds: float
     alarm: str = ""
+    judging: float = 0.0
+    images: int = 0
+    forward: int = 0
+    backward: int = 0
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,11 @@ class Hardened(Explanation):
         """The line of the chosen epoch."""
         return next(line for line in self.lines if line.epoch == self.chosen)
 
+    def cost(self) -> dict[str, float]:
+        """Return what all epochs together took: seconds, seconds of judging, images, rows forward and backward."""
+        names = ("seconds", "judging", "images", "forward", "backward")
+        return {name: sum(getattr(line, name) for line in self.lines) for name in names}
+
     def rows(self) -> list[dict[str, Any]]:
         """Return the lines as dicts."""
         return [asdict(line) | {"chosen": line.epoch == self.chosen} for line in self.lines]
@@ -88,8 +102,8 @@ class Hardened(Explanation):
             for low, high in [wilson(round(share * self.n), self.n)]
         )
         told = (
-            f"Epoch {self.chosen} of {len(self.lines)}, chosen by {self.choose} accuracy on {self.n} rows that were "
-            f"not trained on: clean {clean}, under {self.judge} at {self.threat} {strong}."
+            f"Epoch {self.chosen} of {len(self.lines)}, chosen by {self.choose} accuracy on {self.n} rows that this "
+            f"training did not see: clean {clean}, under {self.judge} at {self.threat} {strong}."
         )
         return " ".join([told, *self.alarms])
 
@@ -135,6 +149,8 @@ def fit(
     resume: bool = False,
     name: str = "",
     on_line: Callable[[Line], None] | None = None,
+    on_step: Callable[[Step], None] | None = None,
+    together: Together = ALONE,
 ) -> Hardened:
     """Train `module` in place, judge it after every epoch, and leave the best epoch's weights in it.
 
@@ -156,7 +172,9 @@ def fit(
         out: a folder for checkpoints, one an epoch, written whole; with `resume` training goes on from what lies there
             and ends with the same bits as if it had not been interrupted (on the CPU).
         name: what the objective is called there: a resumed training must have the same.
-        on_line: called after every epoch.
+        on_line, on_step: called after every epoch, and after every batch.
+        together: the place among several processes that all call this alike, as for `core.fit.Training`; the first
+            writes the checkpoints, which are those of one process.
 
     A loss that is no longer finite goes back to the last good epoch and on with half the learning rate, at most three
     times. Where the one-step attack is withstood while the judge breaks what it did not break before (catastrophic
@@ -174,11 +192,10 @@ def fit(
     if choose not in ("adversarial", "clean", "last"):
         raise InputError(f"choose is 'adversarial', 'clean' or 'last', not {choose!r}.")
     (x, y), (x_val, y_val) = _split(*_rows(data), validation, recipe.seed)
-    if len(y.unique()) < 2:
-        raise InputError("All training rows have one label: there is nothing to tell apart; check the labels.")
     more = None if extra is None else _rows(extra)
-    for rows in ((x, y), (x_val, y_val), *([more] if more else [])):
-        _check(module, *rows, device)
+    if device is not None:
+        module.to(device)
+    check(module, (x, y), (x_val, y_val), *([more] if more else []))
     settings = {
         "objective": name or getattr(objective, "__qualname__", type(objective).__name__),
         "recipe": asdict(recipe),
@@ -191,24 +208,29 @@ def fit(
         "data": record.fingerprint(x, y, x_val, y_val, *(more or ())),
         "augment": str(augment or ""),
     }
-    store = None if out is None else _Store(Path(out), settings, resume=resume)
+    store = None if out is None else _Store(Path(out), settings, resume=resume, together=together)
     changed = read_augmentation(augment) if isinstance(augment, str) else augment
-    training = Training(module, x, y, objective, recipe, augment=changed, extra=more, device=device)
+    training = Training(module, x, y, objective, recipe, augment=changed, extra=more, device=device, together=together)
     log = _Log(choose)
     if store is not None and resume:
         store.load(training, log)
 
-    def look() -> tuple[float, float, float]:
-        asked = Target(training.evaluated)
-        rows = unit(x_val).to(training.device), y_val.to(training.device)
-        strong, one = (run(attack, asked, *rows, threat, seed=recipe.seed) for attack in (judge, weak))
-        clean = 1 - _share(strong.status, Status.MISCLASSIFIED)
-        return clean, _share(one.status, Status.SURVIVED), _share(strong.status, Status.SURVIVED)
+    def look() -> list[float]:
+        """Return the shares that are right: clean, after the one-step attack, under the judge."""
+        mine = together.share(len(x_val))
+        asked, rows = Target(training.evaluated), (unit(x_val[mine]), y_val[mine])
+        held = [part.to(training.device) for part in rows]
+        strong, one = (run(attack, asked, *held, threat, seed=recipe.seed) for attack in (judge, weak))
+        right = len(held[1]) - _count(strong.status, Status.MISCLASSIFIED)
+        counts = [right, _count(one.status, Status.SURVIVED), _count(strong.status, Status.SURVIVED)]
+        counted = torch.tensor(counts, dtype=torch.float64, device=training.device)
+        together.add([counted])
+        return [n / len(x_val) for n in counted.tolist()]
 
     good, strikes = training.state(), 0
     while training.epoch < recipe.epochs and not log.ended(patience):
         try:
-            done = training.run_epoch()
+            done = training.run_epoch(on_step)
         except UnfooledError as error:
             strikes += 1
             if strikes > STRIKES:
@@ -220,10 +242,17 @@ def fit(
             training.slow(SLOWER)
             log.alarms.append(
                 f"The loss was not finite in epoch {training.epoch + 1}: back to the last good epoch, and on with "
-                f"{training.slowed:g} of the learning rate."
+                f"{training.slowed:g} of the learning rate; begin with a lower one."
             )
             continue
-        line = log.add(Line(done.epoch, done.loss, done.lr, *look(), done.seconds))
+        began = time.perf_counter()
+        clean, one, strong = look()
+        line = log.add(
+            Line(
+                done.epoch, done.loss, done.lr, clean, one, strong, done.seconds,
+                judging=time.perf_counter() - began, images=done.images, forward=done.forward, backward=done.backward,
+            )
+        )  # fmt: skip
         if log.best == line.epoch:
             log.weights = {k: v.detach().cpu().clone() for k, v in training.evaluated.state_dict().items()}
         good = training.state()
@@ -290,7 +319,8 @@ class _Log:
 class _Store:
     """The folder of a training: a state and the best weights per epoch, and one JSON file that names the valid ones."""
 
-    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, folder: Path, settings: dict[str, Any], *, resume: bool, together: Together) -> None:
+        self._writes = together.first
         self.folder, self.settings = folder, json.loads(record.json_text(settings))
         self.index = folder / "training.json"
         if resume:
@@ -300,13 +330,15 @@ class _Store:
                     raise InputError(
                         f"The training in {folder} has another {field_}; give what it was begun with, or a new folder."
                     )
-        else:
+        elif self._writes:
             record.new_run(folder)
 
     def save(self, state: tuple[dict[str, Tensor], dict[str, Any]], log: _Log) -> None:
         """Write state and best weights under new names, then the index, then remove what it no longer names."""
         from safetensors.torch import save
 
+        if not self._writes:
+            return
         epoch = log.lines[-1].epoch
         names = {"state": f"state-{epoch:04}.safetensors", "best": f"best-{log.best:04}.safetensors"}
         record.write_bytes(self.folder / names["state"], save(state[0]))
@@ -364,21 +396,27 @@ def _split(
     return (x[rest], y[rest.to(y.device)]), (x[kept], y[kept.to(y.device)])
 
 
-def _check(module: nn.Module, x: Tensor, y: Tensor, device: torch.device | str | None) -> None:
+def check(module: nn.Module, data: Rows, *others: Rows) -> None:
+    """Raise InputError when the module cannot be trained on the data, or the labels of others are none of its classes.
+
+    Data with one class or with values that are not finite, labels out of range, no parameter that requires a gradient.
+    """
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError("The module has no parameter to train: call module.requires_grad_() or give another one.")
-    if not bool(x.isfinite().all()):
-        raise InputError("The training rows contain values that are not finite; leave those rows out or mend them.")
-    if device is not None:
-        module.to(device)
+    read = [_rows(each) for each in (data, *others)]
+    if len(read[0][1].unique()) < 2:
+        raise InputError("All training rows have one label: there is nothing to tell apart; check the labels.")
     target = Target(module)
     with untouched(target), torch.no_grad():
-        classes = target.scores(unit(x[:1]).to(target.device)).shape[1]
-    if not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise InputError(
-            f"Labels run from {int(y.min())} to {int(y.max())}, but the module has the classes 0 to {classes - 1}."
-        )
+        classes = target.scores(unit(read[0][0][:1]).to(target.device)).shape[1]
+    for x, y in read:
+        if not bool(x.isfinite().all()):
+            raise InputError("Training rows contain values that are not finite; leave those rows out or mend them.")
+        if not 0 <= int(y.min()) <= int(y.max()) < classes:
+            raise InputError(
+                f"Labels run from {int(y.min())} to {int(y.max())}, but the module has the classes 0 to {classes - 1}."
+            )
 
 
-def _share(status: list[Status], which: Status) -> float:
-    return sum(s is which for s in status) / max(1, len(status))
+def _count(status: list[Status], which: Status) -> int:
+    return sum(s is which for s in status)

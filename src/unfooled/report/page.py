@@ -379,7 +379,7 @@ def _card(e: Evaluation, i: int) -> dict[str, Any]:
         shift, card["factor"] = figures.change(x, x_adv, bounds)
         card["wide"] = not figures.is_picture(x)
         shown = [("original", draw(x, bounds)), ("change", draw(shift)), ("adversarial", draw(x_adv, bounds))]
-        card["pictures"] = [(name, _embed(image)) for name, image in shown]
+        card["pictures"] = [(name, embed(image)) for name, image in shown]
         card["small"] = max(shown[0][1].size) < 100
     else:
         card["values"] = _changed_values(x, x_adv)
@@ -387,7 +387,8 @@ def _card(e: Evaluation, i: int) -> dict[str, Any]:
     return card
 
 
-def _embed(image: Any) -> str:
+def embed(image: Any) -> str:
+    """Return a picture as a data: address, its longer edge `SIDE` pixels at most."""
     return figures.data_uri(figures.png(figures.reduced(image, SIDE)))
 
 
@@ -409,7 +410,7 @@ def _wrong(e: Evaluation) -> list[dict[str, Any]]:
         image = ""
         if figures.is_picture(x) or figures.is_strip(x):
             draw = figures.picture if figures.is_picture(x) else figures.strip
-            image = _embed(draw(x, bounds))
+            image = embed(draw(x, bounds))
         card = {"index": i, "truth": e.name(int(e.y[i])), "said": e.name(int(e.label_clean[i])), "sure": confidence}
         cards.append(card | {"image": image, "small": max(x.shape[-2:], default=0) < 100})
     return cards
