@@ -235,6 +235,18 @@ def test_training_on_bounds_certifies_what_plain_training_does_not() -> None:
     assert shares["certified"] > 0.99 > shares["plain"] + 0.1
 
 
+def test_the_ways_by_name_train_in_bfloat16_too() -> None:
+    x = torch.rand(60, 6, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0.5).long()
+    for name, threat in (("ibp", uf.linf(0.05)), ("gaussian", uf.l2(0.2))):
+        net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+        before = net[0].weight.clone()
+        lines = fit(net, x, y, harden.way(name).objective(threat, ramp=1), epochs=4, batch_size=20, precision="bf16")
+        assert math.isfinite(lines[-1].loss) and not torch.equal(net[0].weight, before)
+    with pytest.raises(uf.InputError, match="threats in L2"):
+        harden.way("gaussian").objective(uf.linf(0.1))
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

@@ -216,7 +216,7 @@ class Network:
         try:
             module.eval()
             with torch.no_grad():
-                theirs, (ours, _) = module(x), self.intervals((x, x))[-1]
+                theirs, ours = module(x).double(), self.intervals((x, x))[-1][0].double()
         finally:
             for m, was in flags:
                 m.training = was
