@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from safetensors.torch import load_file
 
 import unfooled as uf
 from unfooled import report
+from unfooled.cli import _progress
 from unfooled.cli._app import call
+from unfooled.core.fit import Step
 from unfooled.evaluate.hardened import Worn, halves, harden_target
 
 WORDS = [
@@ -108,13 +111,16 @@ def bare():
     return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
 
 class Hiccup(nn.Module):
-    def __init__(self):
+    def __init__(self, at=(40,)):
         super().__init__()
-        self.net, self.steps = net(), 0
+        self.net, self.steps, self.at = net(), 0, at
 
     def forward(self, x):
         self.steps += self.training
-        return self.net(x) * (float("nan") if self.training and self.steps == 40 else 1)
+        return self.net(x) * (float("nan") if self.training and self.steps in self.at else 1)
+
+def hopeless():
+    return Hiccup(range(10**9))
 """
 
 
@@ -144,7 +150,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["digits-cnn", "OWN/good.npz", "--extra", "OWN/more.npz"], "classes 0 to 9"),
         (["OWN/nets.py:frozen", "OWN/good.npz"], "no parameter that training could change"),
         (["OWN/nets.py:bare", "OWN/good.npz"], "no parameter that training could change"),
-        (["OWN/nets.py:net", "OWN/good.npz", "--lr", "1e30", "--suite", "quick"], "loss became"),
+        (["OWN/nets.py:hopeless", "OWN/good.npz", "--suite", "quick"], "loss became nan in epoch 1"),
         (["digits-cnn", "--augment", "flip"], "Did you mean 'flips'"),
         (["digits-cnn", "--mix", "0.5"], "--extra"),
         (["digits-cnn", "--extra", "digits", "--mix", "1"], "mix"),
@@ -176,6 +182,36 @@ def test_a_loss_that_fails_once_is_rolled_back_and_told(
     assert said in (tmp_path / "run" / "report.html").read_text()
     told = json.loads((tmp_path / "run" / "harden.json").read_text())
     assert [line["epoch"] for line in told["epochs"]] == [1, 2, 3]
+
+
+def test_progress_tells_images_speed_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0, 10.0, 10.0, 20.0, 20.0, 20.0])
+    monkeypatch.setattr(_progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    live = _progress.Live()
+    live.training(Step(2, 4, 100, 900))
+    live.training(Step(2, 4, 600, 900))
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["epoch 2/4: 100/900 images", "epoch 2/4: 600/900 images · 50 images/s · about 42 s left"]
+
+
+def test_recipes_are_listed_with_their_papers_and_cost(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(["list", "recipes", "--json"]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert set(rows) == set(uf.harden.WAYS)
+    assert "Madry" in rows["pgd"]["paper"] and rows["pgd"]["passes an image and epoch"] == "8 there and back"
+    assert call(["list", "recipes"]) == 0
+    assert "arXiv:1706.06083" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_two_workers_harden_at_the_command_line(tmp_path: Path) -> None:
+    words = [*WORDS[:4], "--epochs", "1", "--suite", "quick", "--limit", "20", "--workers", "2", "--device", "cpu"]
+    assert call([*words, "--out", str(tmp_path / "run")]) == 0
+    told = json.loads((tmp_path / "run" / "harden.json").read_text())
+    assert told["epochs"][0]["images"] == 900 and "--workers 2" in told["command"]
+    assert sorted(p.name for p in (tmp_path / "run" / "training").iterdir())[-1] == "training.json"
 
 
 @pytest.mark.slow

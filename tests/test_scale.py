@@ -1,5 +1,7 @@
 """Several workers: the result and the folder of one process, told as epochs end, and failures in a sentence."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,14 @@ def test_what_fails_or_makes_no_sense_is_said(tmp_path: Path) -> None:
 
     with pytest.raises(uf.UnfooledError, match=r"^The loss became nan in epoch 1: train with a lower lr"):
         scale.fit(network(norm=False), images(), hopeless, workers=2, **HOW)
+
+    def mortal(module, x, y, ids, step):
+        if torch.distributed.get_rank() == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return objectives.standard()(module, x, y, ids, step)
+
+    with pytest.raises(uf.UnfooledError, match=r"worker died .*SIGKILL.*--resume"):
+        scale.fit(network(norm=False), images(), mortal, workers=2, **HOW)
     with pytest.raises(uf.InputError, match="at least 1"):
         scale.fit(network(norm=False), images(), objectives.standard(), workers=0, **HOW)
     with pytest.raises(uf.InputError, match="not on meta"):

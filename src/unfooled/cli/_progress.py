@@ -87,14 +87,14 @@ class Live:
 
     def training(self, step: "Step") -> None:
         """Show where a training stands: images of this epoch, images a second, time left of the whole training."""
-        now = time.monotonic()
+        now, done = time.monotonic(), (step.epoch - 1) * step.total + step.done
         if self._training is None:
-            self._training = now, (step.epoch - 1) * step.total
+            self._training = now, done
         began, before = self._training
-        done = (step.epoch - 1) * step.total + step.done
-        speed = (done - before) / max(now - began, 1e-9)
-        name, left = f"epoch {step.epoch}/{step.epochs}", clock((step.epochs * step.total - done) / max(speed, 1e-9))
-        said = f"{step.done:,}/{step.total:,} images · {speed:,.0f} images/s · about {left} left"
+        name, said = f"epoch {step.epoch}/{step.epochs}", f"{step.done:,}/{step.total:,} images"
+        if done > before and now > began:
+            speed = (done - before) / (now - began)
+            said += f" · {speed:,.0f} images/s · about {clock((step.epochs * step.total - done) / speed)} left"
         if self._bar is not None:
             self._bar.update(self._task, total=step.total, completed=step.done, attack=name, said=said)
         else:

@@ -294,7 +294,7 @@ class Training:
         def there(_: nn.Module, given: tuple[Any, ...], scores: Any) -> None:
             passes[0] += len(given[0])
             if isinstance(scores, Tensor) and scores.requires_grad:
-                scores.register_hook(functools.partial(back, rows=len(given[0])))
+                scores.register_hook(functools.partial(back, rows=len(given[0])))  # type: ignore[no-untyped-call]
 
         hook = self._asked.register_forward_hook(there)
         try:
@@ -356,7 +356,7 @@ class Training:
         share = (mine.stop - mine.start) / len(ids)
         smoothed = _SMOOTHING.set(self.recipe.smoothing)
         try:
-            loss = share * self.objective(self._asked, x[mine], y[mine], ids[mine], self.step)
+            loss: Tensor = share * self.objective(self._asked, x[mine], y[mine], ids[mine], self.step)
         finally:
             _SMOOTHING.reset(smoothed)
         self._optimizer.zero_grad()

@@ -31,7 +31,7 @@ class Together:
             return
         whole = torch.cat([t.detach().reshape(-1) for t in tensors])
         torch.distributed.all_reduce(whole)
-        for tensor, part in zip(tensors, whole.split([t.numel() for t in tensors]), strict=True):
+        for tensor, part in zip(tensors, torch.split(whole, [t.numel() for t in tensors]), strict=True):
             tensor.detach().copy_(part.view_as(tensor))
 
     def agree(self, tensors: Sequence[Tensor]) -> None:

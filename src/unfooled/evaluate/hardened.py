@@ -159,8 +159,9 @@ def harden_target(
     before = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
     if budget is not None:
         rounds = fresh_universals(train.take(plan.batch_size * TRIAL), threat, steps=TRIAL, seed=seed)
-        made = {"augment": changes, "extra": None if extra is None else (extra.x, extra.y)}
-        per_epoch = _epoch_seconds(module, train, way.objective(threat, seed=seed, rounds=rounds), plan, **made)
+        objective = way.objective(threat, seed=seed, rounds=rounds)
+        more = None if extra is None else (extra.x, extra.y)
+        per_epoch = _epoch_seconds(module, train, objective, plan, augment=changes, extra=more)
         fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * kept / (way.passes * len(train))), len(train))
         plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
     ball = threat.within(target.bounds)

@@ -218,10 +218,10 @@ def fit(
     def look() -> list[float]:
         """Return the shares that are right: clean, after the one-step attack, under the judge."""
         mine = together.share(len(x_val))
-        asked, rows = Target(training.evaluated), (unit(x_val[mine]), y_val[mine])
-        held = [part.to(training.device) for part in rows]
-        strong, one = (run(attack, asked, *held, threat, seed=recipe.seed) for attack in (judge, weak))
-        right = len(held[1]) - _count(strong.status, Status.MISCLASSIFIED)
+        asked = Target(training.evaluated)
+        some, labels = unit(x_val[mine]).to(training.device), y_val[mine].to(training.device)
+        strong, one = (run(attack, asked, some, labels, threat, seed=recipe.seed) for attack in (judge, weak))
+        right = len(labels) - _count(strong.status, Status.MISCLASSIFIED)
         counts = [right, _count(one.status, Status.SURVIVED), _count(strong.status, Status.SURVIVED)]
         counted = torch.tensor(counts, dtype=torch.float64, device=training.device)
         together.add([counted])

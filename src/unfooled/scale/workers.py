@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from unfooled import harden
 from unfooled.core import record
@@ -66,9 +67,10 @@ def fit(
         with _told(folder, on_line):
             try:
                 torch.multiprocessing.start_processes(work, nprocs=workers, start_method="fork")
-            except torch.multiprocessing.ProcessException as error:
-                said = str(error).strip().splitlines()[-1].partition("Error: ")
-                raise UnfooledError(said[2] or f"{said[0].rstrip('.')}; go on with resume.") from error
+            except ProcessRaisedException as error:
+                raise UnfooledError(str(error).strip().splitlines()[-1].partition("Error: ")[2]) from error
+            except ProcessExitedException as error:
+                raise UnfooledError(f"A worker died ({error}); go on with --resume.") from error
         return harden.fit(module, data, objective, out=folder, resume=True, **how)
 
 
