@@ -43,7 +43,7 @@ def margins(
         InputError: another kind of network, threat or method.
     """
     asked = _Asked.of(target, x, y, threat, method)
-    if not threat.bounded:  # type: ignore[attr-defined]
+    if not threat.bounded:
         raise InputError(f"Bounds need a ball with a finite eps, not {threat!r}.")
     eps = torch.full((len(x),), threat.eps, dtype=torch.float64)  # type: ignore[attr-defined]
     with torch.inference_mode(False), torch.no_grad():
