@@ -136,7 +136,7 @@ class Oracle:
                 wrong, held = value.detach() > 0, free.clamp(max=0)  # wrong already, and not yet accepted
                 if past == "orthogonal":
                     grads = [_pulled(part.sum() * size, leaf, keep=True) for part in (value, free)]
-                    grad, passes = _freed(*grads, wrong), 2
+                    grad, passes = _freed(grads[0], grads[1], wrong), 2
                 keep = value if past == "added" else torch.where(wrong, 0.0, value)
                 value = keep + torch.where(wrong, held, 0.0)
             if grad is None:
