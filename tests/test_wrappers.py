@@ -138,3 +138,62 @@ def test_the_evaluation_sees_through_them(wrap) -> None:
     plain = uf.evaluate(uf.Target(bare), data, threat=uf.linf(0.1), suite="quick")
     assert found.clean_accuracy > 0.7
     assert found.robust_accuracy < plain.robust_accuracy + 0.15
+
+
+def test_what_is_worn_sees_images_in_0_1_before_the_target_prepares_them() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    target = uf.Target(module, bounds=(-1, 1), mean=0.2, std=0.5, name="mine", classes=["a", "b", "c"])
+    worn = uf.harden.wear(target, "bits(3)")
+    x = torch.rand(5, 1, 8, 8)
+    levels = (x * 7).round() / 7
+    torch.testing.assert_close(worn.scores(2 * x - 1), target.scores(2 * levels - 1))
+    assert not torch.allclose(worn.scores(2 * x - 1), target.scores(2 * x - 1))
+    assert (worn.name, worn.bounds, worn.classes) == ("mine behind bits(3)", (-1.0, 1.0), ["a", "b", "c"])
+    assert target.module is module and target.name == "mine" and uf.harden.bare(worn.module) is module
+    assert uf.harden.wear(target) is target
+
+
+def test_defences_that_differ_have_other_fingerprints() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    worn = ["median(3)", "median(5)", "bits(3)", "bits(4)", "jpeg(50)", "jpeg(60)", "resize(0.8)", "smooth(0.1)"]
+    marks = {uf.harden.wear(module, each).fingerprint() for each in worn} | {uf.Target(module).fingerprint()}
+    assert len(marks) == len(worn) + 1
+    assert uf.harden.wear(module, "median").fingerprint() == uf.harden.wear(module, "median(size=3)").fingerprint()
+
+
+def test_any_callable_may_wear_a_defence_and_one_refusal_is_enough() -> None:
+    worn = uf.harden.wear(lambda x: x.flatten(1)[:, :3] * 4, "sigmoids(2)", "median(3)")
+    assert worn.reject == "last" and worn.scores(torch.zeros(2, 1, 4, 4)).tolist() == [[0, 0, 0, 2]] * 2
+    with pytest.raises(uf.InputError, match="may abstain already"):
+        uf.harden.wear(worn, "sigmoids")
+    with pytest.raises(uf.InputError, match="takes images"):
+        uf.harden.wear(lambda x: x, "blur(1)").scores(torch.zeros(2, 5))
+
+
+def test_noisy_answers_are_the_mean_probabilities_over_draws() -> None:
+    x = torch.rand(4, 3)
+    torch.manual_seed(3)
+    found = wrappers.Noisy(same(), 0.5, 6)(x)
+    torch.manual_seed(3)
+    noise = torch.randn(24, 3)
+    want = torch.stack([(x + 0.5 * part).softmax(1) for part in noise.split(4)]).mean(0).log()
+    torch.testing.assert_close(found, want)
+    with pytest.raises(uf.InputError, match="at least one draw"):
+        wrappers.Noisy(same(), 0.5, 0)
+
+
+@pytest.mark.slow
+def test_behind_one_bit_the_suite_finds_what_trying_everything_finds() -> None:
+    """With one bit a pixel counts as black or white: within eps few of them can change sides, all ways are tried."""
+    bare, data, eps = uf.targets.resolve("digits-cnn"), uf.load_data("digits", limit=40), 0.1
+    low, high = ((data.x + sign * eps).clamp(0, 1).round() for sign in (-1, 1))
+    robust = 0
+    for lo, hi, y in zip(low, high, data.y, strict=True):
+        free = (lo != hi).flatten().nonzero()[:, 0]
+        ways = torch.arange(2 ** len(free))[:, None] >> torch.arange(len(free)) & 1
+        shown = lo.flatten().repeat(len(ways), 1)
+        shown[:, free] = ways.float()
+        robust += bool((bare.scores(shown.view(-1, 1, 8, 8)).argmax(1) == y).all())
+    found = uf.evaluate(uf.harden.wear(bare, "bits(1)"), data, threat=uf.linf(eps), suite="standard")
+    assert int(found.robust.sum()) == robust

@@ -4,6 +4,10 @@ from .recipes import WAYS as WAYS
 from .recipes import Rounds as Rounds
 from .recipes import Way as Way
 from .recipes import way as way
+from .reject import Abstention as Abstention
+from .reject import abstaining as abstaining
+from .reject import judged as judged
+from .reject import threshold as threshold
 from .trainer import Choose as Choose
 from .trainer import Hardened as Hardened
 from .trainer import Line as Line
