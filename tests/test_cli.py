@@ -732,7 +732,7 @@ def test_attack_refuses(refused: Refused, tmp_path: Path, model: str) -> None:
         assert not (tmp_path / "out").exists(), words
 
 
-@pytest.mark.parametrize("what", ["attacks", "suites", "targets", "data", "defences"])
+@pytest.mark.parametrize("what", ["attacks", "suites", "targets", "data", "defences", "recipes"])
 def test_list_names_everything_with_its_paper(capsys: pytest.CaptureFixture[str], what: str) -> None:
     assert call(["list", what, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -744,10 +744,10 @@ def test_list_names_everything_with_its_paper(capsys: pytest.CaptureFixture[str]
         assert row["paper"] and all(row.values()), row
 
 
-def test_list_alone_shows_all_five(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_alone_shows_all_six(capsys: pytest.CaptureFixture[str]) -> None:
     assert call(["list"]) == 0
     said = capsys.readouterr().out
-    for name in ("digits-cnn-robust", "cifar10", "autoattack", "apgd_targeted", "median(3)"):
+    for name in ("digits-cnn-robust", "cifar10", "autoattack", "apgd_targeted", "median(3)", "gradalign"):
         assert name in said
 
 

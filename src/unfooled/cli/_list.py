@@ -167,7 +167,7 @@ def _ways() -> list[dict[str, str]]:
     from unfooled.harden import WAYS
 
     return [
-        {"name": w.name, "what": w.doc, "passes an image and epoch": f"{w.passes} there and back", "paper": w.paper}
+        {"name": w.name, "what": w.doc, "passes per image": f"{w.passes} there and back", "paper": w.paper or "none"}
         for w in WAYS.values()
     ]
 
