@@ -238,58 +238,67 @@ def _minutes(made: list[Network]) -> str:
 # ---- cases
 
 
-def maxout(setup: Setup) -> None:
-    """Measure training without and with adversarial examples: clean, under FGSM, and each on the other's examples."""
+PUBLISHED: dict[tuple[str, int], dict[str, float]] = {
+    ("plain", 240): {"clean": 0.94, "fgsm": 0.894, "confidence": 0.976},
+    ("mixed", 240): {"clean": 0.84, "fgsm": 0.179, "confidence": 0.814},
+    ("corners", 240): {"fgsm": 0.862, "confidence": 0.973},
+    ("uniform", 240): {"fgsm": 0.904, "confidence": 0.978},
+    ("plain", 1600): {"clean": 1.14},
+    ("mixed", 1600): {"clean": 0.782},
+}
+"""Of each kind and number of units; clean errors in percent."""
+
+
+def alone(setup: Setup, kind: str) -> None:
+    """Measure the networks of one kind: on clean images, under FGSM, and how sure they are of those errors."""
+    x, y = published.images("mnist")
+    made, words = setup.networks(kind), f"{setup.title}, {KINDS[kind].words}"
+    known = PUBLISHED.get((kind, setup.units), {})
+    clean_row(
+        setup, f"clean-{kind}", f"error, {words}", [net.errors(x, y) for net in made], made,
+        published=known.get("clean"),
+    )  # fmt: skip
+    looks = [net.errors(net.stepped(x, y), y) for net in made]
+    random = [net.errors(signed(x), y) for net in made]
+    step_row(
+        setup, f"fgsm-{kind}", f"error under FGSM {EPS}, {words}", looks, made, published=known.get("fgsm"),
+        note=f"under random signs of {EPS} {_mean(random):.1%}",
+    )  # fmt: skip
+    sure_row(
+        setup, f"confidence-{kind}", f"confidence on these errors, {words}", looks, made,
+        published=known.get("confidence"),
+    )  # fmt: skip
+
+
+def signed(x: Tensor) -> Tensor:
+    """Return x with every value moved by eps up or down at random, inside [0, 1]: the control of FGSM."""
+    up = torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    return (x + torch.where(up, EPS, -EPS)).clamp(0, 1)
+
+
+def compared(setup: Setup) -> None:
+    """Measure what adversarial training gains on clean images, and each network on the other's examples."""
     x, y = published.images("mnist")
     plain, hard = setup.networks("plain"), setup.networks("mixed")
-    small_net = setup.units == 240
-    clean = {"plain": [net.errors(x, y) for net in plain], "mixed": [net.errors(x, y) for net in hard]}
-    words = {kind: f"{setup.title}, {KINDS[kind].words}" for kind in ("plain", "mixed")}
-    for kind, made, theirs in (
-        ("plain", plain, 0.94 if small_net else 1.14), ("mixed", hard, 0.84 if small_net else 0.782),
-    ):  # fmt: skip
-        clean_row(setup, f"clean-{kind}", f"error, {words[kind]}", clean[kind], made, published=theirs)
-    without, trained = (torch.stack([look.wrong for look in clean[kind]]) for kind in ("plain", "mixed"))
+    without, trained = (torch.stack([net.errors(x, y).wrong for net in made]) for made in (plain, hard))
     gap, low, high = difference(without, trained)
     by_seed = [small(float(row)) for row in (without.double() - trained.double()).mean(1)]
     verdict = said(low, high) if len(setup.seeds) > 1 else "undecided with one seed"
     write(
         setup, "gain", f"{setup.title}, error that adversarial training takes away, paired", small(gap), len(y),
-        plain + hard, unit="points", published=0.1 if small_net else 0.358, interval=[small(low), small(high)],
-        by_seed=by_seed, verdict=verdict,
+        plain + hard, unit="points", published={240: 0.1, 1600: 0.358}.get(setup.units),
+        interval=[small(low), small(high)], by_seed=by_seed, verdict=verdict,
         note=f"{', '.join(f'{g:+.2f}' for g in by_seed)}; {plain[0].epochs} epochs without, {hard[0].epochs} with; "
         f"bootstrap over seeds and images; that it improves clean accuracy is {verdict}",
     )  # fmt: skip
-    points = {"plain": [net.stepped(x, y) for net in plain], "mixed": [net.stepped(x, y) for net in hard]}
-    step = f"FGSM {EPS}"
-    signs = torch.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(0)) < 0.5, -EPS, EPS)
-    noise = [net.errors((x + signs).clamp(0, 1), y).share for net in plain]
-    for kind, made, theirs, sure in (("plain", plain, 0.894, 0.976), ("mixed", hard, 0.179, 0.814)):
-        looks = [net.errors(z, y) for net, z in zip(made, points[kind], strict=True)]
-        note = f"random signs of {EPS}: {sum(noise) / len(noise):.1%}" if kind == "plain" else ""
-        theirs_, sure_ = (theirs, sure) if small_net else (None, None)
-        step_row(setup, f"fgsm-{kind}", f"error under {step}, {words[kind]}", looks, made, published=theirs_, note=note)
-        what = f"confidence on these errors, {words[kind]}"
-        sure_row(setup, f"confidence-{kind}", what, looks, made, published=sure_)
-    for case, made, seen, theirs, what in (
-        ("old-on-new", hard, points["plain"], 0.196, "with adversarial training on examples made without it"),
-        ("new-on-old", plain, points["mixed"], 0.409, "without adversarial training on examples made with it"),
-    ):  # fmt: skip
-        looks = [net.errors(z, y) for net, z in zip(made, seen, strict=True)]
-        known = theirs if small_net else None
-        step_row(setup, f"transfer-{case}", f"error under {step}, {setup.title}, {what}", looks, made, published=known)
-
-
-def noise(setup: Setup) -> None:
-    """Measure the controls: training on random changes of the same size."""
-    x, y = published.images("mnist")
-    for kind, theirs, sure in (("corners", 0.862, 0.973), ("uniform", 0.904, 0.978)):
-        made = setup.networks(kind)
-        looks = [net.errors(net.stepped(x, y), y) for net in made]
-        words = f"{setup.title}, {KINDS[kind].words}"
-        step_row(setup, f"fgsm-{kind}", f"error under FGSM {EPS}, {words}", looks, made, published=theirs)
-        sure_row(setup, f"confidence-{kind}", f"confidence on these errors, {words}", looks, made, published=sure)
-        clean_row(setup, f"clean-{kind}", f"error, {words}", [net.errors(x, y) for net in made], made)
+    for case, shown, source, theirs, what in (
+        ("old-on-new", hard, plain, 0.196, "with adversarial training on examples made without it"),
+        ("new-on-old", plain, hard, 0.409, "without adversarial training on examples made with it"),
+    ):
+        looks = [net.errors(other.stepped(x, y), y) for net, other in zip(shown, source, strict=True)]
+        known = theirs if setup.units == 240 else None
+        what = f"error under FGSM {EPS}, {setup.title}, {what}"
+        step_row(setup, f"transfer-{case}", what, looks, shown, published=known)
 
 
 def decay(setup: Setup) -> None:
@@ -399,8 +408,8 @@ def judged(setup: Setup, prefix: str, title: str, made: dict[str, list[Network]]
 
 
 CASES: dict[str, Callable[[Setup], None]] = {
-    "maxout": maxout, "noise": noise, "decay": decay, "logistic": logistic, "suite": suite,
-    "convolutional": convolutional,
+    **{kind: partial(alone, kind=kind) for kind in ("plain", "mixed", "corners", "uniform")},
+    "compared": compared, "decay": decay, "logistic": logistic, "suite": suite, "convolutional": convolutional,
 }  # fmt: skip
 
 
