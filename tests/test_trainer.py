@@ -199,6 +199,7 @@ def test_bad_input_is_one_sentence() -> None:
     refuse("one whole-number label an input", linear(), x, y.float())
     refuse("classes 0 to 1", linear(), x, y, extra=(x, y + 2))
     refuse("classes 0 to 1", linear(), x, y, validation=(x, y + 2))
+    refuse("as the data", linear(), x, y, extra=(x[:, :40], y))
     refuse("no augmentation", linear(), x, y, augment="flip")
     refuse("cannot be cut", linear(), x, y, augment="flips")
     refuse("choose is", linear(), x, y, choose="best")

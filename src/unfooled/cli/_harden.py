@@ -116,7 +116,7 @@ def harden(
     precision
         bf16 lets the network compute in bfloat16 while it trains.
     compile
-        Train through torch.compile, which pays on a GPU for networks that are trained for long.
+        Train through torch.compile; on a CPU that took longer (docs/harden.md).
     test
         What both evaluations are of [default: the test images of a named data set; else a fifth of the data].
     weights

@@ -410,6 +410,8 @@ def check(module: nn.Module, data: Rows, *others: Rows) -> None:
     with untouched(target), torch.no_grad():
         classes = target.scores(unit(read[0][0][:1]).to(target.device)).shape[1]
     for x, y in read:
+        if x.shape[1:] != read[0][0].shape[1:]:
+            raise InputError(f"Rows are {tuple(x.shape[1:])} each, not {tuple(read[0][0].shape[1:])} as the data.")
         if not bool(x.isfinite().all()):
             raise InputError("Training rows contain values that are not finite; leave those rows out or mend them.")
         if not 0 <= int(y.min()) <= int(y.max()) < classes:
