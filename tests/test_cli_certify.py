@@ -39,7 +39,7 @@ def test_on_a_linear_classifier_the_bracket_closes_at_the_truth(linear: tuple) -
     assert bool((found.certified == truth)[~near].all()) and bool((found.attacked == truth)[~near].all())
     assert not bool(found.clean[3]) and float(found.radius[3]) == 0
     assert bool((found.radius <= exact + 1e-9).all()) and bool((found.reach >= exact - 1e-6).all())
-    assert found.contradictions == () and found.method == "ibp and crown"
+    assert found.contradictions == () and found.method == "ibp, then crown"
     told = found.sentence()
     assert f"between {float(truth.double().mean()):.1%}" in told and "CONTRADICTION" not in told
     assert len(found.rows()) == 20 and found.rows()[3]["clean"] is False

@@ -132,9 +132,9 @@ class Bracket(Explanation):
             return f"{int(getattr(self, which).sum()) / n:.1%} ({low:.1%} to {high:.1%})"
 
         told = (
-            f"Robust accuracy within {self.threat} lies between {share('certified')} and {share('attacked')}: "
-            f"certified by {self.method} and left standing by {self.attacks}; clean accuracy {share('clean')} "
-            f"(n = {n}, 95% intervals over the choice of examples)."
+            f"Robust accuracy within {self.threat} lies between {share('certified')}, certified by {self.method}, and "
+            f"{share('attacked')}, left standing by {self.attacks}; clean accuracy {share('clean')} (n = {n}, 95% "
+            "intervals over the choice of examples)."
         )
         if self.sigma:
             told = (
@@ -248,7 +248,7 @@ def _by_bounds(model: Target, examples: Data, ball: Ball, method: str) -> tuple[
     rest = (found < ball.eps).nonzero()[:, 0]
     if len(rest):
         found[rest] = torch.maximum(found[rest], radii(rest, "crown"))
-    return found, "ibp and crown" if len(rest) else "ibp"
+    return found, "ibp, then crown" if len(rest) else "ibp"
 
 
 # ---- the smoothed classifier
