@@ -10,10 +10,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from unfooled.attacks import fgsm, pgd
+from unfooled.core.data import Data
 from unfooled.core.engine import last_iterate
-from unfooled.core.fit import Recipe, Training
+from unfooled.core.fit import Recipe, Training, fit
+from unfooled.core.target import Target
 from unfooled.core.threat import l2, linf
 from unfooled.errors import InputError
+from unfooled.evaluate.hardened import fresh_universals, harden_target
 from unfooled.harden import WAYS, objectives, way
 from unfooled.harden.objectives import adversarial, standard
 
@@ -348,6 +351,19 @@ def test_universal_rounds_train_on_what_was_learned_at_their_beginning():
         objectives.universal(learn, linf(0.1), steps=0)
     with pytest.raises(InputError, match="needs rounds"):
         way("universal").objective(linf(0.1))
+
+
+def test_the_universal_recipe_learns_the_closed_form_of_a_linear_model_and_trains_on_it():
+    g = torch.Generator().manual_seed(0)
+    y = (torch.arange(400) % 5 > 0).long()  # to turn the many pays
+    x = (0.5 + 0.04 * (2 * y - 1)[:, None] + 0.04 * torch.randn(400, 40, generator=g)).clamp(0, 1)
+    torch.manual_seed(0)
+    module, ball, data = nn.Linear(40, 2), linf(0.1), Data(x, y)
+    fit(module, x, y, epochs=10, lr=0.1)
+    delta = fresh_universals(data, ball, steps=1).learn(module, 0)
+    torch.testing.assert_close(delta, 0.1 * (module.weight[0] - module.weight[1]).detach().sign())
+    proof = harden_target(Target(module), data, data.take(20), ball, recipe="universal", epochs=2, suite="fgsm()")
+    assert proof.training.settings["objective"] == "universal" and len(proof.training.lines) == 2
 
 
 def test_dropout_is_of_the_input_and_of_hidden_units_and_leaves_no_trace():
