@@ -247,16 +247,24 @@ def test_an_attack_on_both_breaks_what_theory_says(attack: str, scale: float) ->
     assert int((accepted & (needs < 0.97 * eps)).sum()) > 10 and int((accepted & (needs > 1.01 * eps)).sum()) > 10
 
 
-@pytest.mark.parametrize("sense", ["selective", "orthogonal"])
-def test_a_faint_refusal_against_the_grain_falls_to_one_gradient_at_a_time(sense: str) -> None:
-    """Wrong needs x_1 down; accepted needs x_0 up, which the answer does not want."""
-    module = Linear(torch.tensor([1.0, 4.0]), -2.0)
-    faint = Reading(lambda x: 1e-3 * (0.55 - x[:, 0]))
-    target = uf.Target(detect.Watched(module, faint), reject="last")
-    x, y = torch.full((4, 2), 0.56), torch.ones(4, dtype=torch.int64)
-    assert uf.run(f"pgd(steps=60, loss='margin', sense={sense!r})", target, x, y, uf.linf(0.3)).success.all()
-    found = uf.evaluate(target, x.repeat(4, 1), y.repeat(4), threat=uf.linf(0.3), suite="standard")
-    assert found.robust_accuracy == 0
+def faint() -> tuple[uf.Target, Tensor, Tensor]:
+    """Wrong needs the last ten values down; accepted needs the first ten up, which the answer does not want."""
+    module = Linear(torch.cat([torch.ones(10), 4 * torch.ones(10)]), -22.0)
+    refusal = Reading(lambda x: 1e-3 * (0.55 - x[:, :10].mean(1)))
+    return uf.Target(detect.Watched(module, refusal), reject="last"), torch.full((6, 20), 0.56), torch.ones(6).long()
+
+
+@pytest.mark.parametrize(("sense", "share"), [("exact", 0), ("selective", 1), ("orthogonal", 1)])
+def test_a_faint_refusal_against_the_grain_falls_to_one_gradient_at_a_time(sense: str, share: float) -> None:
+    target, x, y = faint()
+    found = uf.run(f"pgd(steps=60, loss='margin', sense={sense!r})", target, x, y, uf.linf(0.3))
+    assert float(found.success.double().mean()) == share
+
+
+@pytest.mark.parametrize("suite", ["quick", "standard"])
+def test_the_evaluation_sees_a_faint_refusal(suite: str) -> None:
+    target, x, y = faint()
+    assert uf.evaluate(target, x, y, threat=uf.linf(0.3), suite=suite).robust_accuracy == 0
 
 
 def test_senses_for_refusals_are_the_exact_gradient_elsewhere(digits: nn.Module) -> None:
@@ -291,6 +299,31 @@ def test_a_judged_detector_says_what_it_sees_and_what_is_left(digits: nn.Module)
     assert found.image("png")[:4] == b"\x89PNG"
     with pytest.raises(uf.InputError, match="at least one"):
         detect.judged(guard, digits, test.x, test.y, uf.linf(0.1), adaptive=[])
+
+
+def test_a_vote_falls_where_its_median_member_does() -> None:
+    torch.manual_seed(5)
+    w = torch.randn(12)
+    x = 0.5 + 0.1 * torch.randn(80, 12)
+    members = [Linear(w, b - 0.5 * float(w.sum())) for b in (-0.3, 0.05, 0.4)]
+    z = members[1](x)[:, 1].detach()
+    needs = z.abs() / w.abs().sum()
+    vote = uf.ensemble([uf.Target(m, bounds=(-5.0, 5.0)) for m in members], "vote")
+    y, eps = (z > 0).long(), float(needs.median())
+    found = uf.run("pgd(steps=40)", vote, x, y, uf.linf(eps)).success
+    assert not found[needs > 1.01 * eps].any() and found[needs < 0.97 * eps].all()
+
+
+def test_the_command_line_evaluates_an_ensemble(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import unfooled as uf\n\n"
+        "def voters():\n"
+        "    return uf.ensemble([uf.targets.resolve(n) for n in ('digits-cnn', 'digits-cnn-robust')], 'vote')\n"
+    )
+    words = ["evaluate", f"{tmp_path / 'mine.py'}:voters", "digits", "--threat", "linf(0.1)", "--limit", "12"]
+    assert call([*words, "--no-curve", "--json", "--out", str(tmp_path / "run")]) in (0, 3)
+    told = json.loads(capsys.readouterr().out)
+    assert told["n"] == 12 and told["target"].startswith("vote of")
 
 
 def test_the_command_line_evaluates_a_guarded_module(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,8 +20,14 @@ TRANSFER = (
 """Attacks along the gradients of surrogates, which exist only where the evaluation distils one."""
 
 
+PAST = pgd(steps=40, loss="margin", sense="orthogonal")
+"""Where a refusal is faint beside the margin, the sum that other attacks climb does not see it (arXiv 2106.15023)."""
+
+
 def plan(suite: Suite, up: Checkup) -> Suite:
-    """Return the suite that suits the target: itself for an honest one."""
+    """Return the suite that suits the target: itself for an honest one that always answers."""
+    if up.target.reject == "last" and suite.name in ("quick", "standard"):
+        suite = replace(suite, attacks=(*suite.attacks, PAST))
     if up.target.draws > 1:
         longer = () if suite.name == "custom" else (pgd(steps=60), apgd(steps=60, loss="margin", start="warm"))
         suite = replace(suite, attacks=(*suite.attacks, *longer), more=tuple(_shorter(a) for a in suite.more))
