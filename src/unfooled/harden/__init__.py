@@ -1,5 +1,8 @@
 """Hardening: objectives, ways by name, and training that an attack judges after every epoch."""
 
+from .detect import Watched as Watched
+from .detect import calibrated as calibrated
+from .detect import detector as detector
 from .recipes import WAYS as WAYS
 from .recipes import Rounds as Rounds
 from .recipes import Way as Way
