@@ -276,21 +276,26 @@ def signed(x: Tensor) -> Tensor:
     return (x + torch.where(up, EPS, -EPS)).clamp(0, 1)
 
 
-def compared(setup: Setup) -> None:
-    """Measure what adversarial training gains on clean images, and each network on the other's examples."""
+def gain_row(setup: Setup, case: str, title: str, plain: list[Network], hard: list[Network], **more: Any) -> None:
+    """Write the clean error that adversarial training takes away, paired by image and seed, in percentage points."""
     x, y = published.images("mnist")
-    plain, hard = setup.networks("plain"), setup.networks("mixed")
     without, trained = (torch.stack([net.errors(x, y).wrong for net in made]) for made in (plain, hard))
     gap, low, high = difference(without, trained)
     by_seed = [small(float(row)) for row in (without.double() - trained.double()).mean(1)]
     verdict = said(low, high) if len(setup.seeds) > 1 else "undecided with one seed"
     write(
-        setup, "gain", f"{setup.title}, error that adversarial training takes away, paired", small(gap), len(y),
-        plain + hard, unit="points", published={240: 0.1, 1600: 0.358}.get(setup.units),
-        interval=[small(low), small(high)], by_seed=by_seed, verdict=verdict,
+        setup, case, f"error that adversarial training takes away, paired, {title}", small(gap), len(y), plain + hard,
+        unit="points", interval=[small(low), small(high)], by_seed=by_seed, verdict=verdict,
         note=f"{', '.join(f'{g:+.2f}' for g in by_seed)}; {plain[0].epochs} epochs without, {hard[0].epochs} with; "
-        f"bootstrap over seeds and images; that it improves clean accuracy is {verdict}",
+        f"bootstrap over seeds and images; that it improves clean accuracy is {verdict}", **more,
     )  # fmt: skip
+
+
+def compared(setup: Setup) -> None:
+    """Measure what adversarial training gains on clean images, and each network on the other's examples."""
+    x, y = published.images("mnist")
+    plain, hard = setup.networks("plain"), setup.networks("mixed")
+    gain_row(setup, "gain", setup.title, plain, hard, published={240: 0.1, 1600: 0.358}.get(setup.units))
     for case, shown, source, theirs, what in (
         ("old-on-new", hard, plain, 0.196, "with adversarial training on examples made without it"),
         ("new-on-old", plain, hard, 0.409, "without adversarial training on examples made with it"),
@@ -380,6 +385,7 @@ def convolutional(setup: Setup) -> None:
         clean_row(setup, f"cnn-clean-{kind}", f"error, {words}", [net.errors(x, y) for net in each], each)
         looks = [net.errors(net.stepped(x, y), y) for net in each]
         step_row(setup, f"cnn-fgsm-{kind}", f"error under FGSM {EPS}, {words}", looks, each)
+    gain_row(setup, "cnn-gain", "convolutional network", *made.values())
     judged(setup, "cnn-", "convolutional network", made)
 
 

@@ -56,6 +56,7 @@ def test_every_case_writes_the_rows_of_its_seeds(small_world: dict[str, dict[str
 
 def test_the_suite_leaves_no_more_than_one_step_does(small_world: dict[str, dict[str, object]]) -> None:
     classic.main(["convolutional"])
+    assert small_world["cnn-gain"]["verdict"] == "undecided with one seed"
     for kind in ("plain", "mixed"):
         row = small_world[f"cnn-suite-{kind}-0.1"]
         assert row["seeds"] == [0] and row["n"] == 10 and row["status"] and "under FGSM" in row["note"]
