@@ -102,7 +102,15 @@ TRAINING: dict[str, Training] = {
     ),
     "mnist-cnn": Training(epochs=8, lr=3e-3, ema=0.999),
     "mnist-cnn-robust": Training(
-        epochs=14, lr=2e-3, ema=0.998, attack="pgd(steps=8, step_size=0.3)", eps=0.3, ramp=1.5
+        epochs=32,
+        lr=2e-3,
+        ema=0.999,
+        attack="pgd(steps=6, step_size=0.35)",
+        eps=0.32,
+        ramp=1.5,
+        augment="shifts(1)",
+        precision="bf16",
+        channels_last=True,
     ),
 }
 
