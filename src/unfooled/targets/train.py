@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -95,6 +95,11 @@ class Training:
         )
 
 
+_CIFAR = Training(
+    epochs=9, lr=0.2, batch_size=250, weight_decay=5e-4, ema=0.998, augment="flips+crops(2)", optimizer="sgd",
+    precision="bf16", channels_last=True, smoothing=0.1, limit=45_000,
+)  # fmt: skip
+
 TRAINING: dict[str, Training] = {
     "digits-cnn": Training(epochs=30, lr=5e-3, batch_size=64, ema=0.99),
     "digits-cnn-robust": Training(
@@ -112,6 +117,7 @@ TRAINING: dict[str, Training] = {
         precision="bf16",
         channels_last=True,
     ),
+    "cifar-cnn-robust": replace(_CIFAR, epochs=22, attack="pgd(steps=1, step_size=1.25)", eps=2 / 255),
 }
 
 

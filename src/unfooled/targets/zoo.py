@@ -16,6 +16,7 @@ from torch import nn
 
 from unfooled.core.data import DATASETS
 from unfooled.errors import InputError
+from unfooled.targets.residual import cifar_cnn
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -140,6 +141,7 @@ _MAKE: dict[str, Callable[[], nn.Module]] = {
     "digits-cnn-robust": digits_cnn,
     "mnist-cnn": mnist_cnn,
     "mnist-cnn-robust": mnist_cnn_robust,
+    "cifar-cnn-robust": cifar_cnn,
 }
 
 
@@ -160,6 +162,13 @@ ZOO: dict[str, ZooEntry] = {
             "a wider network behind a learned response per pixel, adversarial training at linf(0.32)",
             "mnist",
             0.3,
+            _MADRY,
+        ),
+        _entry(
+            "cifar-cnn-robust",
+            "small residual network, adversarial training at linf(2/255)",
+            "cifar10",
+            2 / 255,
             _MADRY,
         ),
     )
