@@ -59,8 +59,8 @@ TASKS = {
         {"epochs": 15, "batch_size": 32, "lr": 5e-3}, 0.1, 100, 60,
     ),
     "mnist": Task(
-        "mnist", (1, 28, 28), lambda k: _outputs(mnist_cnn(), k), 20_000,
-        {"epochs": 4, "batch_size": 128, "lr": 4e-3, "precision": "bf16"}, 0.1, 100, 60,
+        "mnist", (1, 28, 28), lambda k: _outputs(mnist_cnn(), k), 10_000,
+        {"epochs": 4, "batch_size": 100, "lr": 4e-3, "precision": "bf16"}, 0.1, 100, 60,
     ),
 }  # fmt: skip
 
