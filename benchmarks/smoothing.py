@@ -106,7 +106,8 @@ def run(case: str) -> None:
         "what": f"{about.name}{'' if worn == 'bare' else f' behind {worn}'}, Linf {about.said}, robust accuracy",
         "published": PUBLISHED.get(worn.partition("(")[0]) if name == "cifar10" else None,
         "ours": kept / n, "unit": "%", "n": n, "interval": list(wilson(kept, n)), "source": STUDY,
-        "note": ("averaged over draws; on one draw " if drawn else "") + f"clean {sum(clean) / n:.0%}; right under examples made without the defence {sum(ignoring) / n:.0%}; "
+        "note": ("averaged over draws; on one draw " if drawn else "")
+        + f"clean {sum(clean) / n:.0%}; right under examples made without the defence {sum(ignoring) / n:.0%}; "
         f"{found.status}" + (f"; {verdict}" if verdict else ""),
         "verdict": verdict, "clean": sum(clean) / n, "ignoring": sum(ignoring) / n, "robust": robust,
         "status": found.status, "reasons": found.reasons, "findings": [f.id for f in found.findings],
