@@ -357,13 +357,17 @@ class Judged(Explanation):
         best = [s for s in self.seen if int(s.fooled.sum())]
         told = "; ".join(f"{s.attack} AUROC {s.auroc:.3f}, TPR {s.tpr(self.fpr):.0%}" for s in best)
         low, high = stats.wilson(int(self.robust.sum()), self.n)
-        return (
+        said = (
             f"Against attacks that ignore it, at {self.fpr:.0%} false alarms: {told or 'no success to see'}. Right or "
             f"refused under {self.threat}: {_share(self.ignored)} under these, {_share(self.robust)} "
             f"({low:.1%} to {high:.1%}) under attacks on both; the target without a detector keeps "
-            f"{_share(self.alone)} (n = {self.n}). The detector refuses {_share(self.refused)} of the clean rows, has "
-            f"{self.cost['parameters_defended'] / max(1.0, self.cost['parameters']) - 1:+.0%} parameters and makes a "
-            f"forward pass {self.cost['times_slower']:.2f} times as long."
+            f"{_share(self.alone)} (n = {self.n}). The detector refuses {_share(self.refused)} of the clean rows"
+        )
+        if not self.cost:
+            return f"{said}."
+        return (
+            f"{said}, has {self.cost['parameters_defended'] / max(1.0, self.cost['parameters']) - 1:+.0%} parameters "
+            f"and makes a forward pass {self.cost['times_slower']:.2f} times as long."
         )
 
     def draw(self, figure: "Figure") -> None:
@@ -438,8 +442,11 @@ def judged(
         seen.append(Seen(repr(made), fooled, suspicion(both, x_adv), clean))
     plain = run(list(adaptive), alone, x, y, threat, seed=seed)
     broken = {repr(made): run(made, both, x, y, threat, seed=seed).success for made in map(_attack, adaptive)}
-    modules = [t.module for t in (alone, both) if isinstance(t.module, nn.Module)]
-    cost = overhead(*modules, both.prepared(x[:64].to(both.device))) if len(modules) == 2 else {}
+    cost: dict[str, float] = {}
+    if isinstance(alone.module, nn.Module) and isinstance(both.module, nn.Module):
+        shown = both.prepared(x[:64].to(both.device))
+        assert isinstance(shown, Tensor)
+        cost = overhead(alone.module, both.module, shown)
     fallen = plain.success | torch.stack([s.fooled for s in seen]).any(0)
     return Judged(tuple(seen), broken, right, right & (clean <= 0), clean > 0, right & ~fallen, cost, repr(threat), fpr)
 
