@@ -287,7 +287,7 @@ def gain_row(setup: Setup, case: str, title: str, plain: list[Network], hard: li
         setup, case, f"error that adversarial training takes away, paired, {title}", small(gap), len(y), plain + hard,
         unit="points", interval=[small(low), small(high)], by_seed=by_seed, verdict=verdict,
         note=f"{', '.join(f'{g:+.2f}' for g in by_seed)}; {plain[0].epochs} epochs without, {hard[0].epochs} with; "
-        f"bootstrap over seeds and images; that it improves clean accuracy is {verdict}", **more,
+        f"bootstrap over seeds and images; that it improves clean accuracy is {verdict} at this length", **more,
     )  # fmt: skip
 
 
