@@ -117,6 +117,7 @@ TRAINING: dict[str, Training] = {
         precision="bf16",
         channels_last=True,
     ),
+    "cifar-cnn": _CIFAR,
     "cifar-cnn-robust": replace(_CIFAR, epochs=22, attack="pgd(steps=1, step_size=1.25)", eps=2 / 255),
 }
 

@@ -134,6 +134,7 @@ def mnist_cnn_robust() -> nn.Module:
 
 
 _MADRY = "Madry et al. 2018, Towards deep learning models resistant to adversarial attacks, arXiv:1706.06083"
+_RESNET = "He, Zhang, Ren, Sun 2016, Identity mappings in deep residual networks, arXiv:1603.05027"
 _LENET = "LeCun, Bottou, Bengio, Haffner 1998, Gradient-based learning applied to document recognition"
 
 _MAKE: dict[str, Callable[[], nn.Module]] = {
@@ -141,6 +142,7 @@ _MAKE: dict[str, Callable[[], nn.Module]] = {
     "digits-cnn-robust": digits_cnn,
     "mnist-cnn": mnist_cnn,
     "mnist-cnn-robust": mnist_cnn_robust,
+    "cifar-cnn": cifar_cnn,
     "cifar-cnn-robust": cifar_cnn,
 }
 
@@ -164,6 +166,7 @@ ZOO: dict[str, ZooEntry] = {
             0.3,
             _MADRY,
         ),
+        _entry("cifar-cnn", "small residual network, standard training", "cifar10", 2 / 255, _RESNET),
         _entry(
             "cifar-cnn-robust",
             "small residual network, adversarial training at linf(2/255)",
