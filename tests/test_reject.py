@@ -73,7 +73,9 @@ def test_noise_belongs_to_row_and_step_and_is_of_both_kinds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("classes", "loss"), [(3, reject.as_class), (2, reject.as_no_class), (2, reject.as_unsure)], ids=lambda v: str(v)
+    ("classes", "loss"),
+    [(3, reject.as_class), (2, reject.as_no_class), (2, reject.as_unsure)],
+    ids=["class", "no class", "unsure"],
 )
 def test_what_resembles_the_outliers_is_refused_and_what_does_not_may_be_answered(classes: int, loss: object) -> None:
     objective = reject.abstaining(ring(300, 0), loss)
