@@ -51,8 +51,8 @@ _FAST = {"precision": "bf16", "channels_last": True, "batch_size": 128, "ema": 0
 def _noisy(data: str, sigma: float) -> Net:
     build, augment, more = {
         "digits": (lambda: untrained("digits-cnn", 0), None, {"epochs": 40, "lr": 3e-3, "ema": 0.99, "batch_size": 64}),
-        "mnist": (lambda: untrained("mnist-cnn", 0), None, {"epochs": 3, "lr": 3e-3}),
-        "cifar10": (lambda: small_cnn(0), flips, {"epochs": 6, "lr": 6e-3, "weight_decay": 0.02}),
+        "mnist": (lambda: untrained("mnist-cnn", 0), None, {"epochs": 12, "lr": 3e-3}),
+        "cifar10": (lambda: small_cnn(0), flips, {"epochs": 16, "lr": 6e-3, "weight_decay": 0.02}),
     }[data]
     return Net(data, build, lambda _: gaussian(sigma), {**_FAST, **more}, augment, sigma)
 
@@ -83,8 +83,8 @@ def _certified(data: str, eps: float, trained_at: float, epochs: int, **more: An
 NETS: dict[str, Net] = {
     "digits-ibp-0.1": _certified("digits", 0.1, 0.11, 60, ema=0.98, batch_size=64),
     **{f"{data}-sigma-{s:g}": _noisy(data, s) for data in ("digits", "mnist") for s in (0.25, 0.5)},
-    "mnist-ibp-0.1": _certified("mnist", 0.1, 0.15, 5),
-    "mnist-ibp-0.3": _certified("mnist", 0.3, 0.35, 8),
+    "mnist-ibp-0.1": _certified("mnist", 0.1, 0.12, 20),
+    "mnist-ibp-0.3": _certified("mnist", 0.3, 0.33, 30),
     **{f"cifar10-sigma-{s:g}": _noisy("cifar10", s) for s in (0.25, 0.5)},
 }
 

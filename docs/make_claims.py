@@ -187,6 +187,7 @@ def reversed_(rule: Callable[..., Said]) -> Callable[..., Said]:
     return judge
 
 
+SIZES = tuple(f"capacity/width {width}, 1000 images, {way}" for way in ("pgd", "standard") for width in ("0.25", "2"))
 MATRIX = "transfer/`composite_fgsm()` at Linf 0.2, last iterates"
 TRANSFER = (
     MATRIX,
@@ -308,6 +309,81 @@ def cleaner(*found: dict[str, Any]) -> Said:
     ]
     result = REPRODUCED if all(gains) else MIXED if any(gains) else CONTRADICTED
     return result, "; ".join(told)
+
+
+def apart(low: dict[str, Any], high: dict[str, Any]) -> bool:
+    """Return whether the second value lies above the first beyond both intervals."""
+    return bool(low["interval"][1] < high["interval"][0])
+
+
+def larger(*found: dict[str, Any]) -> Said:
+    """Robust classification needs more than plain accuracy does: the small network does the one and not the other."""
+    small, large, small_plain, large_plain = found
+    told = [
+        f"{e['parameters']:,} parameters: trained against PGD {ours(e)} robust and {e['clean']}% clean"
+        for e in (small, large)
+    ]
+    told.append(f"plainly trained {small_plain['clean']}% and {large_plain['clean']}% clean")
+    return verdict(apart(small, large) and small_plain["clean"] >= 90, f"digits, linf(0.15): {'; '.join(told)}")
+
+
+def ironed_out(*found: dict[str, Any]) -> Said:
+    """More of everything helps where the last is above the first; nothing is ironed out while clean stays far above."""
+    first, last = found[0], found[-1]
+    told = ", ".join(f"{share(e['ours'])} ({e['parameters']:,} parameters, {e['images']:,} images)" for e in found)
+    words = f"digits, linf(0.15), robust after PGD training: {told}; clean accuracy of the largest {last['clean']}%"
+    if not apart(first, last):
+        return CONTRADICTED, words
+    return (REPRODUCED if last["interval"][1] >= last["clean"] / 100 else MIXED), words
+
+
+def refused(seen: dict[str, Any], joint: dict[str, Any]) -> Said:
+    """It rejects what ignores it; attacks on both may not take more than chance from that."""
+    by = ", ".join(f"{row['attack'].partition('(')[0]} {row['auroc']:.3f}" for row in seen["rows"])
+    words = f"{joint['what']}: {ours(joint)}, {joint['note']}; AUROC against attacks that ignore it: {by}"
+    ignoring = all(row["auroc"] > 0.9 for row in seen["rows"])
+    stands = joint["interval"][1] >= float(joint["note"].partition("that ignore it ")[2].partition("%")[0]) / 100
+    return (REPRODUCED if ignoring and stands else MIXED if ignoring else CONTRADICTED), words
+
+
+def doubled(own: dict[str, Any], *light: dict[str, Any]) -> Said:
+    """Double where a detector with a network of its own costs half as much again or more, in parameters and in time."""
+    words = "; ".join(
+        f"{e['what'].partition(':')[0]}: {e['parameters']:.2f} times the parameters, {e['seconds']:.2f} times the time"
+        for e in (own, *light)
+    )
+    holds = own["parameters"] > 1.5 and own["seconds"] > 1.5
+    cheaper = any(e["parameters"] < 1.5 and e["seconds"] < 1.5 for e in light)
+    return (MIXED if holds and cheaper else REPRODUCED if holds else CONTRADICTED), words
+
+
+def tuned(before: dict[str, Any], after: dict[str, Any], control: dict[str, Any]) -> Said:
+    words = (
+        f"`mnist-cnn`, {after['threat']}: a freshly learned change fools {ours(before)} before, {ours(after)} after "
+        f"five rounds, {ours(control)} after as much plain training"
+    )
+    return verdict(apart(after, before) and apart(after, control), words)
+
+
+def no_more(first: dict[str, Any], last: dict[str, Any]) -> Said:
+    told = ", ".join(share(hits / last["n"]) for hits in last["fooled"])
+    return verdict(not apart(last, first), f"`mnist-cnn`, {last['threat']}: {told} before and after each round")
+
+
+def hard_training(plain: dict[str, Any], *harder: dict[str, Any]) -> Said:
+    told = "; ".join(f"{e['what'].rpartition(', ')[2]} {ours(e)}" for e in (plain, *harder))
+    return all_some_none([apart(plain, e) for e in harder], f"digits, linf(0.15), suite `standard`: {told}")
+
+
+def cleaner_maxout(plain: dict[str, Any], trained: dict[str, Any], gain: dict[str, Any]) -> Said:
+    low, high = gain["interval"]
+    words = f"{plain['what']}: {beside(plain)}; with it {beside(trained)}; the difference {ours(gain)}; {gain['note']}"
+    return (REPRODUCED if low > 0 else CONTRADICTED if high < 0 else MIXED), words
+
+
+def resists(plain: dict[str, Any], trained: dict[str, Any], many: dict[str, Any]) -> Said:
+    words = f"{plain['what']}: {beside(plain)}; with it {beside(trained)}; {many['what']}: {ours(many)}"
+    return verdict(trained["ours"] < plain["ours"] / 2, words)
 
 
 def universal(*found: dict[str, Any]) -> Said:
@@ -753,7 +829,7 @@ row("A017", "Train on the worst point that an inner maximisation finds",
     tested("tests/test_fit.py::test_adversarial_training_is_trained_on_what_the_attack_returns",
         "tests/test_harden.py::test_on_a_linear_model_it_is_the_closed_form"),
     measured("standard/digits-cnn", "standard/digits-cnn-robust", by=training))
-row("A018", "Robust classification needs larger models", missing("adversarial training at several sizes"))
+row("A018", "Robust classification needs larger models", measured(*SIZES, by=larger))
 row("A019", "Large L2 attacks on a robust MNIST network look like other digits",
     measured("visual/gradients mnist-cnn", "visual/gradients mnist-cnn-robust", by=to_the_eye))
 row("A020", "Attacks on hardened networks change what people see; random changes of that size do not",
@@ -762,7 +838,8 @@ row("A020", "Attacks on hardened networks change what people see; random changes
 row("A021", "Robust MNIST networks still fall to attacks by decisions alone",
     measured("claims/decision mnist-cnn-robust", by=labels_near))
 row("A022", "Can more computing power, capacity and data iron out the squiggles?",
-    missing("a curve of robustness over size, data and training"))
+    measured("capacity/width 0.25, 1000 images, pgd", "capacity/width 0.5, 1000 images, pgd",
+        "capacity/width 1, 1000 images, pgd", "capacity/width 2, 1000 images, pgd", by=ironed_out))
 
 row = section("An introduction to adversarial attacks")
 row("A023", "Networks are fooled while the picture looks normal", measured("standard/cifar_resnet20", by=small_change))
@@ -792,8 +869,10 @@ row("A033", "Black-box attacks use inputs and outputs alone",
 row("A034", "Models see otherwise than people do",
     undecidable("what people see needs people; what can be measured is how small a change suffices (A001)"))
 row("A035", "Reactive defence: a second classifier rejects adversarial inputs",
-    missing("a detector, attacked with its knowledge"))
-row("A036", "Reactive defence doubles the infrastructure", missing("the cost of a detector"))
+    measured("detectors/digits-input-seen", "detectors/digits-input-joint", by=refused))
+row("A036", "Reactive defence doubles the infrastructure",
+    measured("detectors/digits-input-cost", "detectors/digits-unsure-cost", "detectors/digits-mahalanobis-cost",
+        by=doubled))
 row("A037", "Proactive defence: adversarial training",
     measured("standard/digits-cnn", "standard/digits-cnn-robust", by=training))
 row("A038", "Adversarial training also raises the accuracy on clean images",
@@ -946,9 +1025,10 @@ row("A108", "One change for all images",
     measured("transfer/universal() mnist-cnn 0.2", "transfer/universal() mnist_256x2 0.2", by=universal))
 row("A109", "The change learned on VGG-19 fools every other network on more than 53%",
     missing("the weights of these six networks"))
-row("A110", "Defence: fine-tune with many such changes", missing("fine-tuning with universal changes"))
+row("A110", "Defence: fine-tune with many such changes",
+    measured("finetuning/fresh, round 0", "finetuning/fresh, round 5", "finetuning/standard, round 5", by=tuned))
 row("A111", "Repeated, it gains nothing more: about 80% whatever the round",
-    missing("fine-tuning with universal changes"))
+    measured("finetuning/fresh, round 1", "finetuning/fresh, round 5", by=no_more))
 row("A112", "It shows shallow matching of patterns, hardly understanding", undecidable(OPINION))
 row("A113", "Asked how people are fooled so easily, one would not go deep", undecidable(OPINION))
 row("A114", "Security will be seen to once attacks cost companies money", undecidable("a forecast about companies"))
@@ -970,7 +1050,8 @@ row("A121", "A photograph of a person becomes a fiddler crab",
     undecidable("we have no such photograph to show; the same command on another picture",
         "tests/test_cli.py::test_attack_makes_a_file_that_fools"))
 row("A122", "Harder training (dropout, noise) makes stronger models",
-    missing("dropout, noise and adversarial training side by side"))
+    measured("recipes/digits, standard", "recipes/digits, dropout", "recipes/digits, noise", "recipes/digits, mixed",
+        "recipes/digits, pgd", by=hard_training))
 row("A123", "Adversarial training generalises better",
     measured("claims/hardened digits", "claims/hardened mnist", by=cleaner),
     measured("features/cifar10, standard, clean", "features/cifar10, hardened at l2(0.5), clean", by=cleaner_apart))
@@ -987,11 +1068,13 @@ row("A127", "Make the examples anew in each iteration and store none",
     tested("tests/test_fit.py::test_adversarial_training_is_trained_on_what_the_attack_returns"))
 row("A128", "J̃ = αJ(x) + (1 − α)J(x + ε sign ∇ₓJ)",
     tested("tests/test_harden.py::test_the_mix_is_the_sum_of_its_parts"))
-row("A129", "More capacity is needed", missing("adversarial training at several sizes"))
+row("A129", "More capacity is needed", measured(*SIZES, by=larger))
 row("A130", "Stop early on the adversarial validation error alone",
     tested("tests/test_trainer.py::test_the_best_epoch_is_kept_by_what_was_asked_for"))
-row("A131", "MNIST: 0.94% to 0.84% error, above dropout", missing("maxout networks trained both ways"))
-row("A132", "Resistance: 89.4% to 17.9% error", missing("maxout networks trained both ways"))
+row("A131", "MNIST: 0.94% to 0.84% error, above dropout",
+    measured("classic/clean-plain", "classic/clean-mixed", "classic/gain", by=cleaner_maxout))
+row("A132", "Resistance: 89.4% to 17.9% error",
+    measured("classic/fgsm-plain", "classic/fgsm-mixed", "classic/suite-mixed-0.25", by=resists))
 row("A133", "Mathematical properties of adversarial examples (skipped on the slide)",
     undecidable(
         "a heading without a statement; exact here: the closed form on linear targets, the radii of small networks",
