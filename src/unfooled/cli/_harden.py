@@ -34,6 +34,7 @@ def harden(
     limit: int | None = None,
     device: str = "auto",
     workers: int | None = None,
+    engine: Literal["local", "ray"] = "local",
     seed: int = 0,
     fresh: Annotated[_words.Flag, _Training] = False,
     choose: Annotated[Literal["adversarial", "clean", "last"], _Training] = "adversarial",
@@ -88,7 +89,9 @@ def harden(
     device
         cpu, cuda, cuda:1, mps, or auto.
     workers
-        Train with so many processes of a CPU core each, every one with its share of every batch.
+        Train with so many processes, every one with its share of every batch.
+    engine
+        Whose processes: local ones of a CPU core each, or Ray's, here or on a cluster, with a GPU each if there are.
     seed
         Seed of all random choices.
     fresh
@@ -197,7 +200,7 @@ def harden(
                 model, train, held.take(limit), ball, recipe=recipe, budget=most, epochs=epochs, choose=choose,
                 settings={k: v for k, v in wanted.items() if v is not None}, patience=patience, suite=suite, seed=seed,
                 out=folder / "training", resume=(folder / "training" / "training.json").exists(), augment=augment,
-                extra=more, on_line=tell, on_step=live.training, progress=live, train_by=_trainer(workers),
+                extra=more, on_line=tell, on_step=live.training, progress=live, train_by=_trainer(workers, engine),
             )  # fmt: skip
         except BaseException:
             if resume is None and not any(folder.iterdir()):  # refused before anything was made
@@ -220,12 +223,12 @@ def harden(
     return 0
 
 
-def _trainer(workers: int | None) -> "Callable[..., Hardened]":
+def _trainer(workers: int | None, engine: str) -> "Callable[..., Hardened]":
     """Return what trains: this process, or so many others."""
     if workers is None:
         from unfooled.harden import fit
 
         return fit
-    from unfooled.scale import fit as fit_together
+    from unfooled import scale
 
-    return functools.partial(fit_together, workers=workers)
+    return functools.partial(scale.fit_on_ray if engine == "ray" else scale.fit, workers=workers)

@@ -231,9 +231,14 @@ def _attacked_once() -> Iterator[None]:
         _KEPT.reset(before)
 
 
+def _kept() -> dict[int, Tensor] | None:
+    """Return what is kept now; a function of the module, so that objectives can be pickled by value."""
+    return _KEPT.get()
+
+
 def _once(make: Made) -> Made:
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        kept = _KEPT.get()
+        kept = _kept()
         if kept is None:
             return make(module, x, y, ids, step)
         if id(perturb) not in kept:

@@ -64,7 +64,7 @@ def fit(
             finally:
                 torch.distributed.destroy_process_group()
 
-        with _told(folder, on_line):
+        with told(folder, on_line):
             try:
                 torch.multiprocessing.start_processes(work, nprocs=workers, start_method="fork")
             except ProcessRaisedException as error:
@@ -75,7 +75,7 @@ def fit(
 
 
 @contextlib.contextmanager
-def _told(folder: Path, on_line: Callable[[harden.Line], None] | None) -> Iterator[None]:
+def told(folder: Path, on_line: Callable[[harden.Line], None] | None) -> Iterator[None]:
     """Inside, call `on_line` for every epoch that the workers write down."""
     if on_line is None:
         yield
