@@ -276,6 +276,21 @@ class Asking(nn.Module):
         return 2 * x if isinstance(x, torch.Tensor) and type(x) is torch.Tensor else 3 * x
 
 
+class InPlace(nn.Module):
+    """A module whose activation changes what an earlier step has read: read, k would be of the scores before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [n, 12] to [n, 4]."""
+        h = self.linear(x)
+        k = 3 * h
+        nn.functional.relu(h, inplace=True)
+        return k - h
+
+
 @pytest.mark.parametrize(
     ("module", "threat", "said"),
     [
@@ -285,6 +300,7 @@ class Asking(nn.Module):
         (lambda v: v, uf.linf(0.1), "torch module"),
         (Branching(), uf.linf(0.1), "cannot be read as a plain network"),
         (Asking(), uf.linf(0.1), "does not answer as it does"),
+        (InPlace(), uf.linf(0.1), "in place on what is used elsewhere"),
         (nn.LSTM(12, 4), uf.linf(0.1), "no bounds through|returns one tensor"),
         (nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 12))), uf.linf(0.1), "mixes examples"),
         (nn.Linear(12, 1), uf.linf(0.1), "two classes"),

@@ -79,11 +79,12 @@ def test_the_smoothed_classifier_is_bracketed_in_the_targets_place(linear: tuple
     assert torch.equal(again.reach, found.reach) and torch.equal(again.radius, found.radius)
 
 
-def made(radius: list[float], reach: list[float]) -> Bracket:
-    clean = torch.tensor([r > 0 for r in reach])
+def made(radius: list[float], reach: list[float], status: str = "trusted", unsure: int = 0) -> Bracket:
+    abstained = torch.arange(len(reach)) < unsure
+    clean = torch.tensor([r > 0 for r in reach]) & ~abstained
     return Bracket(
-        clean, torch.tensor(radius).double(), torch.tensor(reach).double(), torch.zeros(len(reach)).long(), 0.1,
-        "linf(0.1)", "net", "data", "crown", "suite quick", "trusted",
+        clean, abstained, torch.tensor(radius).double(), torch.tensor(reach).double(), torch.zeros(len(reach)).long(),
+        0.1, "linf(0.1)", "net", "data", "crown", "suite quick", status,
     )  # fmt: skip
 
 
@@ -94,6 +95,20 @@ def test_the_curves_count_what_they_say() -> None:
     assert found.certified.tolist() == [False, True, True, False]
     assert made([0.2], [0.1]).contradictions == (0,) and found.contradictions == ()
     assert found.image().startswith(b"\x89PNG") and found.image() == found.image()
+
+
+def test_the_verdict_on_the_attacks_is_told_and_decides_the_exit_code() -> None:
+    for status, code in (("trusted", 0), ("not judged", 0), ("suspect: E1", 3), ("withheld: A1", 4)):
+        found = made([0.05], [0.2], status)
+        assert found.exit_code == code and f"Verdict on the attacks: {status}." in found.sentence()
+    assert made([0.2], [0.1]).exit_code == 3
+
+
+def test_what_was_abstained_on_stands_until_an_attack_shows_another_class() -> None:
+    found = made([0.0, 0.0, 0.2], [math.inf, 0.05, math.inf], unsure=2)
+    assert found.clean.tolist() == [False, False, True] and found.attacked.tolist() == [True, False, True]
+    assert found.curve(torch.tensor([0.01, 0.1]))[1].tolist() == pytest.approx([1, 2 / 3])
+    assert "On 2 examples it abstained" in found.sentence()
 
 
 def test_the_command_writes_numbers_a_picture_and_a_sentence(

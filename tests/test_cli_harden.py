@@ -20,6 +20,7 @@ from unfooled import report
 from unfooled.cli import _progress
 from unfooled.cli._app import call
 from unfooled.core.fit import Step
+from unfooled.evaluate import hardened
 from unfooled.evaluate.hardened import Worn, halves, harden_target
 
 WORDS = [
@@ -228,6 +229,24 @@ def test_a_hardening_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path)
     assert call([*words, "--resume", str(out)]) == 0
     assert call([*words, "--out", str(tmp_path / "whole")]) == 0
     assert (out / "hardened.safetensors").read_bytes() == (tmp_path / "whole" / "hardened.safetensors").read_bytes()
+
+
+def test_what_was_begun_with_a_budget_goes_on_with_its_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = uf.load_data("digits", split="train", limit=200)
+    train, test = halves(data)
+
+    def run(*, resume: bool) -> int:
+        target = uf.targets.resolve("digits-cnn")
+        proof = harden_target(
+            target, train, test, uf.linf(0.1), recipe="fgsm-rs", budget=10, suite="quick", out=tmp_path / "t",
+            resume=resume,
+        )  # fmt: skip
+        return len(proof.training.lines)
+
+    monkeypatch.setattr(hardened, "_epoch_seconds", lambda *_, **__: 1.0)
+    epochs = run(resume=False)
+    monkeypatch.setattr(hardened, "_epoch_seconds", lambda *_, **__: 1.7)  # a slower machine
+    assert 1 < epochs < 10 and run(resume=True) == epochs
 
 
 def test_own_data_are_halved_and_normalisation_is_worn(tmp_path: Path) -> None:

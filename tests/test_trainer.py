@@ -1,6 +1,7 @@
 """Hardening: it hardens, it keeps its best, it says what went wrong, and it survives being killed."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -102,11 +103,49 @@ def test_a_loss_that_is_not_finite_goes_back_and_on_more_slowly() -> None:
     assert done.best.clean > 0.7 and bool(module.weight.isfinite().all())
     assert max(line.lr for line in done.lines[3:]) <= 0.5 * RECIPE.lr + 1e-9
 
+    twice: list[int] = []
+
+    def stubborn(module, xb, yb, ids, step):
+        twice.append(step)
+        loss = F.cross_entropy(module(xb), yb)
+        return loss * float("nan") if len(twice) in (15, 22) else loss
+
+    done = trainer.fit(linear(), (x, y), stubborn, threat=BALL, recipe=RECIPE, validation=200)
+    assert [alarm.partition("on with ")[2][:4] for alarm in done.alarms[:2]] == [
+        "0.5 ",
+        "0.25",
+    ]  # two attempts at one epoch
+
     def hopeless(module, xb, yb, ids, step):
         return F.cross_entropy(module(xb), yb) * float("nan")
 
     with pytest.raises(uf.UnfooledError, match="loss became nan"):
         trainer.fit(linear(), (x, y), hopeless, threat=BALL, recipe=RECIPE)
+
+
+def test_weights_that_are_no_numbers_are_no_good_epoch() -> None:
+    class Poisoned(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * float("nan")
+
+    x, y = strong_and_weak_features()
+    steps = math.ceil((len(x) - 200) / RECIPE.batch_size)
+    calls: list[int] = []
+
+    def objective(module, xb, yb, ids, step):
+        calls.append(step)
+        loss = F.cross_entropy(module(xb), yb)
+        return Poisoned.apply(loss) if len(calls) == 2 * steps else loss  # the last step of an epoch
+
+    module = linear()
+    done = trainer.fit(module, (x, y), objective, threat=BALL, recipe=RECIPE, validation=200, choose="clean")
+    assert bool(module.weight.isfinite().all()) and len(done.lines) == RECIPE.epochs
+    assert sum("last good epoch" in alarm for alarm in done.alarms) == 1 and done.best.clean < 1
 
 
 @pytest.mark.parametrize("name", [name for name, way in harden.WAYS.items() if way.make and name != "gaussian"])

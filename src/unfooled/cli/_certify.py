@@ -107,4 +107,4 @@ def certify(
             live.note(str(error))
     lines = [found.sentence(), f"numbers and picture: {folder}"]
     sys.stdout.write("".join(f"{safe_text(line)}\n" for line in lines))
-    return 3 if found.contradictions else 0
+    return found.exit_code

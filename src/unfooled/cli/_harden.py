@@ -211,7 +211,8 @@ def harden(
         record.write_json(folder / "harden.json", {
             "sentence": proof.sentence(), "training": proof.training.sentence(), "epochs": proof.training.rows(),
             "settings": proof.training.settings,
-            "cost": proof.training.cost(), "gains": proof.gains(), "command": command,
+            "cost": proof.training.cost(), "command": command,
+            "gains": None if proof.before.withheld or proof.after.withheld else proof.gains(),
         })  # fmt: skip
         for when, found in (("before", proof.before), ("after", proof.after)):
             if not (folder / when).exists():
@@ -220,7 +221,7 @@ def harden(
     lines = [proof.training.sentence(), proof.sentence(), f"weights: {folder / 'hardened.safetensors'}"]
     lines += [f"report: {page}"]
     sys.stdout.write("".join(f"{safe_text(line)}\n" for line in lines))
-    return 0
+    return proof.after.exit_code()
 
 
 def _trainer(workers: int | None, engine: str) -> "Callable[..., Hardened]":

@@ -138,6 +138,11 @@ class Recipe:
     smoothing: float = 0.0
     mix: float = 0.3
 
+    @property
+    def own(self) -> int:
+        """Rows of a full batch that are the data's own where there are extra ones."""
+        return max(1, self.batch_size - round(self.mix * self.batch_size))
+
     def __post_init__(self) -> None:
         """Refuse settings that cannot be trained with."""
         if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0 or self.replays < 1:
@@ -252,7 +257,7 @@ class Training:
         """Visit all rows once in a new order, the last batch being smaller; return the epoch's line of the history.
 
         `on_step` is called after every batch. The caller's random state, grad mode and the module's training flags are
-        as before when this returns or raises. Raises UnfooledError when the loss is no longer finite.
+        as before when this returns or raises. Raises UnfooledError when the loss or a weight is no longer finite.
         """
         r, began = self.recipe, time.perf_counter()
         total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
@@ -269,13 +274,15 @@ class Training:
                 if on_step:
                     on_step(Step(self.epoch + 1, r.epochs, seen, rows))
             self._luck = _luck(self.device)
-        counted = torch.stack([total, *(total.new_tensor(n) for n in self._passes)])
+        weights = torch.stack([p.detach().double().sum() for p in self._trained]).sum()  # the last step is no loss yet
+        counted = torch.stack([total, weights, *(total.new_tensor(n) for n in self._passes)])
         self.together.add([counted])
         self._even_buffers()
-        summed, forward, backward = counted.tolist()
+        summed, weighed, forward, backward = counted.tolist()
         mean = summed / seen / r.replays
-        if not math.isfinite(mean):
-            raise UnfooledError(f"The loss became {mean} in epoch {self.epoch + 1}: train with a lower lr than {r.lr}.")
+        if not math.isfinite(mean + weighed):
+            what = f"The loss became {mean}" if not math.isfinite(mean) else "A weight was no longer finite"
+            raise UnfooledError(f"{what} in epoch {self.epoch + 1}: train with a lower lr than {r.lr}.")
         done = Epoch(
             self.epoch + 1, mean, float(self._rate.get_last_lr()[0]), time.perf_counter() - began,
             seen * r.replays, int(forward), int(backward),
@@ -321,8 +328,7 @@ class Training:
     @property
     def _own(self) -> int:
         """Return how many rows of a full batch come from the data themselves."""
-        size = self.recipe.batch_size
-        return size if self.extra is None else max(1, size - round(self.recipe.mix * size))
+        return self.recipe.batch_size if self.extra is None else self.recipe.own
 
     def _batches(self) -> list[Tensor]:
         """Return the ids of an epoch's batches, each int64 on the CPU: all of the data once, and the extra share."""

@@ -314,6 +314,22 @@ class _Reader(fx.Interpreter):
             self._note(Total((1,)), end)
         return Network(tuple(self.nodes))
 
+    def run_node(self, n: fx.Node) -> Any:
+        """Take a step; one in place may not change what another step reads."""
+        if self._in_place(n):
+            changed = n.args[0]
+            while isinstance(changed, fx.Node):
+                if len(changed.users) > 1:
+                    raise _refused("a step in place on what is used elsewhere as well")
+                changed = changed.args[0] if changed.op != "placeholder" and _name(changed) in _VIEWS else None
+        return super().run_node(n)
+
+    def _in_place(self, n: fx.Node) -> bool:
+        if n.op == "call_module":
+            return bool(getattr(self.fetch_attr(str(n.target)), "inplace", False))
+        name = _name(n)
+        return name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv") or bool(n.kwargs.get("inplace"))
+
     def _note(self, piece: Piece, *inputs: _Seen) -> _Seen:
         value, _ = piece.forward(*((seen.value, seen.value) for seen in inputs))
         self.nodes.append(Node(piece, tuple(seen.place for seen in inputs), value.shape[1:]))
@@ -383,10 +399,16 @@ class _Reader(fx.Interpreter):
         return noted
 
 
+def _name(n: fx.Node) -> str:
+    """Return the bare name of what a step calls."""
+    return str(getattr(n.target, "__name__", n.target))
+
+
 _ASKED = ("size", "dim", "getattr")
 _SUMS = {"add": 1, "iadd": 1, "add_": 1, "sub": -1, "isub": -1, "sub_": -1}
 _SAME = ("float", "double", "contiguous", "clone", "dropout", "dropout2d", "neg")
 _MOVED = ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze")
+_VIEWS = (*_MOVED, "float", "double", "contiguous", "dropout", "dropout2d", "getitem", "transpose", "permute")
 _MEANS = ("avg_pool1d", "avg_pool2d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "mean")
 _NOTHING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _POSITIVE = (

@@ -50,12 +50,15 @@ class Bracket(Explanation):
 
     `clean` bool [n] is right without any attack, `radius` float64 [n] up to where no input has another class (0 where
     nothing is certified), `reach` float64 [n] the size of the smallest change that an attack found (infinite: none, 0
-    where not clean). With a `sigma` all of it is about the target behind Gaussian noise of that deviation: each of its
-    certificates is wrong with a probability of at most `alpha`, over `draws` draws. `unfinished` examples were not
-    attacked to the end. The radii are found to `eps` / 16 from below.
+    where neither clean nor unsure). `unsure` bool [n] are those that the smoothed classifier abstained on: neither
+    clean nor broken until an attack shows another class. With a `sigma` all of it is about the target behind Gaussian
+    noise of that deviation: each of its certificates is wrong with a probability of at most `alpha` over `draws` draws.
+    `status` is the verdict of doctor and controls on the attacks. `unfinished` examples were not attacked to the end.
+    The radii are found to `eps` / 16 from below.
     """
 
     clean: Tensor
+    unsure: Tensor
     radius: Tensor
     reach: Tensor
     labels: Tensor
@@ -80,8 +83,15 @@ class Bracket(Explanation):
 
     @property
     def attacked(self) -> Tensor:
-        """Bool [n]: right, and no attack found an input within the threat that is not."""
-        return self.clean & (self.reach > self.eps * (1 + ROUNDING))
+        """Bool [n]: right or unsure, and no attack found an input within the threat that is wrong."""
+        return (self.clean | self.unsure) & (self.reach > self.eps * (1 + ROUNDING))
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0, 3 where the numbers contradict each other or the attacks are suspect, 4 where they are withheld."""
+        if self.contradictions or self.status.startswith("suspect"):
+            return 3
+        return 4 if self.status.startswith("withheld") else 0
 
     @property
     def contradictions(self) -> tuple[int, ...]:
@@ -96,7 +106,8 @@ class Bracket(Explanation):
         """Return the certified and the attacked accuracy at each radius [m], float64 [m] both."""
         reached = radii.double().view(-1, 1)
         certified = (self.clean & (self.radius >= reached)).double().mean(1)
-        attacked = (self.clean & (self.reach > reached * (1 + ROUNDING))).double().mean(1)
+        standing = (self.clean | self.unsure) & (self.reach > reached * (1 + ROUNDING))
+        attacked = standing.double().mean(1)
         return certified, attacked
 
     def rows(self) -> list[dict[str, Any]]:
@@ -134,8 +145,10 @@ class Bracket(Explanation):
         told = (
             f"Robust accuracy within {self.threat} lies between {share('certified')}, certified by {self.method}, and "
             f"{share('attacked')}, left standing by {self.attacks}; clean accuracy {share('clean')} (n = {n}, 95% "
-            "intervals over the choice of examples)."
+            f"intervals over the choice of examples). Verdict on the attacks: {self.status}."
         )
+        if unsure := int(self.unsure.sum()):
+            told += f" On {unsure} examples it abstained; they count as standing until an attack shows another class."
         if self.sigma:
             told = (
                 f"This is about {self.target} smoothed by Gaussian noise of sigma = {self.sigma:g}, which answers the "
@@ -228,8 +241,9 @@ def bracket(
     )
     clean = found.clean
     return Bracket(
-        clean, radius, reach.masked_fill(~clean, 0.0), examples.y, ball.eps, repr(ball), model.name, examples.name,
-        told, f"suite {found.suite} and {search}", found.verdict, unfinished=found.n - found.done,
+        clean, torch.zeros_like(clean), radius, reach.masked_fill(~clean, 0.0), examples.y, ball.eps, repr(ball),
+        model.name, examples.name, told, f"suite {found.suite} and {search}", found.verdict,
+        unfinished=found.n - found.done,
     )  # fmt: skip
 
 
@@ -275,25 +289,28 @@ def _of_smoothed(
     x, y = examples.x, examples.y
     found = smoothed(model, x, sigma=sigma, n=draws, alpha=alpha, seed=seed)
     clean = found.label == y
-    reach = torch.full((len(x),), torch.inf, dtype=torch.float64).masked_fill(~clean, 0.0)
+    unsure = found.label < 0
+    reach = torch.full((len(x),), torch.inf, dtype=torch.float64).masked_fill(~(clean | unsure), 0.0)
     for share in RADII:
         within = replace(ball, eps=share * ball.eps)
         for text in ON_NOISE:
             left = (reach == torch.inf).nonzero()[:, 0]  # what broke nearer is broken farther off
             if len(left):
-                x_adv = _attacked_on_noise(model, x[left], y[left], within, text, sigma, seed)
+                x_adv = _attacked_on_noise(model, x[left], y[left], left, within, text, sigma, seed)
                 said = predict(model, x_adv, sigma=sigma, n=CHECKED, alpha=alpha, seed=seed)
                 broken = (said != y[left]) & (said >= 0)  # where it abstains nothing is shown
                 reach[left[broken]] = within.distance(x_adv, x[left]).double()[broken]
     return Bracket(
-        clean, found.radius.masked_fill(~clean, 0.0), reach, y, ball.eps, repr(ball), model.name, examples.name,
+        clean, unsure, found.radius.masked_fill(~clean, 0.0), reach, y, ball.eps, repr(ball), model.name, examples.name,
         f"smoothing, sigma {sigma:g}", f"{len(ON_NOISE)} attacks on the smoothed classifier ({DRAWS} draws a gradient)",
-        "trusted", sigma=sigma, alpha=alpha, draws=draws,
+        "not judged", sigma=sigma, alpha=alpha, draws=draws,
     )  # fmt: skip
 
 
-def _attacked_on_noise(model: Target, x: Tensor, y: Tensor, ball: Ball, attack: str, sigma: float, seed: int) -> Tensor:
-    """Return where an attack on the smoothed classifier ended, [n, ...] on the device of x."""
+def _attacked_on_noise(
+    model: Target, x: Tensor, y: Tensor, ids: Tensor, ball: Ball, attack: str, sigma: float, seed: int
+) -> Tensor:
+    """Return where an attack on the smoothed classifier ended, [n, ...] on the device of x; luck belongs to the ids."""
     door = Target(Noisy(_Asked(model), sigma, DRAWS), bounds=model.bounds)
     recipe, parts = parse(attack), []
     devices = [model.device] if model.device.type == "cuda" else []
@@ -301,6 +318,6 @@ def _attacked_on_noise(model: Target, x: Tensor, y: Tensor, ball: Ball, attack: 
         torch.manual_seed(seed)  # of the noise
         for rows in torch.arange(len(x)).split(64):
             sent = x[rows].to(model.device, model.work_dtype)
-            end = last_iterate(recipe, door, sent, y[rows].to(model.device), ball, seed=seed, ids=rows.numpy())
+            end = last_iterate(recipe, door, sent, y[rows].to(model.device), ball, seed=seed, ids=ids[rows].numpy())
             parts.append(end.to(x))
     return torch.cat(parts)

@@ -46,9 +46,11 @@ class Proof:
         def share(value: float, interval: tuple[float, float]) -> str:
             return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
+        def robust(found: Evaluation) -> str:
+            return found.verdict if found.withheld else f"at most {share(found.robust_accuracy, found.robust_interval)}"
+
         return (
-            f"Robust accuracy under {a.threat} at most {share(b.robust_accuracy, b.robust_interval)} before and "
-            f"{share(a.robust_accuracy, a.robust_interval)} after ({a.status}); clean accuracy "
+            f"Robust accuracy under {a.threat} {robust(b)} before and {robust(a)} after ({a.status}); clean accuracy "
             f"{share(b.clean_accuracy, b.clean_interval)} before and {share(a.clean_accuracy, a.clean_interval)} after "
             f"(n = {a.n}, suite {a.suite})."
         )
@@ -135,6 +137,7 @@ def harden_target(
         threat: a ball with a finite eps.
         recipe: a name of `harden.WAYS`.
         budget: seconds of training; a few steps are timed and as many epochs are made as fit, the evaluations apart.
+            What is resumed keeps the number of epochs that it was begun with.
         epochs: how many, instead of a budget; 10 by default.
         settings: other settings of `core.fit.Recipe`, such as lr and batch_size.
         choose, patience, out, resume, augment, extra, on_line, on_step: as for `harden.fit`.
@@ -157,7 +160,10 @@ def harden_target(
     changes = None if augment is None else read_augmentation(augment)
     kept = min(500, max(20, len(train) // 10))
     before = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
-    if budget is not None:
+    begun = harden.begun(out) if resume and out is not None else None
+    if begun is not None and budget is not None:
+        plan = Recipe(**{**vars(plan), "epochs": begun.epochs})
+    elif budget is not None:
         rounds = fresh_universals(train.take(plan.batch_size * TRIAL), threat, steps=TRIAL, seed=seed)
         objective = way.objective(threat, seed=seed, rounds=rounds)
         more = None if extra is None else (extra.x, extra.y)
@@ -165,7 +171,7 @@ def harden_target(
         fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * kept / (way.passes * len(train))), len(train))
         plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
     ball = threat.within(target.bounds)
-    an_epoch = plan.replays * math.ceil((len(train) - kept) / plan.batch_size)
+    an_epoch = plan.replays * math.ceil((len(train) - kept) / (plan.batch_size if extra is None else plan.own))
     rounds = fresh_universals(train, ball, steps=an_epoch, seed=seed)
     done = train_by(
         module, train, way.objective(ball, seed=seed, ramp=round(RAMP * plan.epochs * an_epoch), rounds=rounds),

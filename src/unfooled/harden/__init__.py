@@ -14,6 +14,7 @@ from .reject import threshold as threshold
 from .trainer import Choose as Choose
 from .trainer import Hardened as Hardened
 from .trainer import Line as Line
+from .trainer import begun as begun
 from .trainer import check as check
 from .trainer import fit as fit
 from .wear import DEFENCES as DEFENCES

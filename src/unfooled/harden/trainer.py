@@ -206,7 +206,7 @@ def fit(
         "patience": patience,
         "module": record.fingerprint(*module.state_dict().values()),
         "data": record.fingerprint(x, y, x_val, y_val, *(more or ())),
-        "augment": str(augment or ""),
+        "augment": getattr(augment, "__qualname__", None) or str(augment or ""),
     }
     store = None if out is None else _Store(Path(out), settings, resume=resume, together=together)
     changed = read_augmentation(augment) if isinstance(augment, str) else augment
@@ -221,8 +221,8 @@ def fit(
         asked = Target(training.evaluated)
         some, labels = unit(x_val[mine]).to(training.device), y_val[mine].to(training.device)
         strong, one = (run(attack, asked, some, labels, threat, seed=recipe.seed) for attack in (judge, weak))
-        right = len(labels) - _count(strong.status, Status.MISCLASSIFIED)
-        counts = [right, _count(one.status, Status.SURVIVED), _count(strong.status, Status.SURVIVED)]
+        stood = _count(strong.status, Status.SURVIVED)
+        counts = [stood + _count(strong.status, Status.BROKEN), _count(one.status, Status.SURVIVED), stood]
         counted = torch.tensor(counts, dtype=torch.float64, device=training.device)
         together.add([counted])
         return [n / len(x_val) for n in counted.tolist()]
@@ -240,6 +240,7 @@ def fit(
                 break
             training.restore(*good)
             training.slow(SLOWER)
+            good = training.state()  # the next attempt, if there must be one, is slower still
             log.alarms.append(
                 f"The loss was not finite in epoch {training.epoch + 1}: back to the last good epoch, and on with "
                 f"{training.slowed:g} of the learning rate; begin with a lower one."
@@ -265,6 +266,13 @@ def fit(
     return Hardened(
         tuple(log.lines), log.best, tuple(log.alarms), choose, len(x_val), str(judge), str(weak), repr(threat), settings
     )
+
+
+def begun(out: Path | str) -> Recipe | None:
+    """Return the recipe that the training in a folder was begun with, None where there is none."""
+    index = Path(out) / "training.json"
+    known = record.read_json(index).get("settings") if index.exists() else None
+    return None if known is None else Recipe(**known["recipe"])
 
 
 class _Log:

@@ -59,10 +59,13 @@ def _compared(proof: "Proof") -> list[tuple[str, ...]]:
     def of(share: float, interval: tuple[float, float]) -> str:
         return f"{percent(share)} ({span(interval)})"
 
+    def robust(found: Evaluation) -> str:
+        return "withheld" if found.withheld else of(found.robust_accuracy, found.robust_interval)
+
     gains = [f"{100 * g:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})" for g, low, high in proof.gains()]
     return [
-        ("robust accuracy, at most", of(before.robust_accuracy, before.robust_interval),
-         of(after.robust_accuracy, after.robust_interval), gains[0]),
+        ("robust accuracy, at most", robust(before), robust(after),
+         "" if before.withheld or after.withheld else gains[0]),
         ("clean accuracy", of(before.clean_accuracy, before.clean_interval),
          of(after.clean_accuracy, after.clean_interval), gains[1]),
         ("verdict on the robust number", before.verdict, after.verdict, ""),
