@@ -24,6 +24,7 @@ from benchmarks.features import flips, small_cnn
 from unfooled import certify, load_data
 from unfooled.core.fit import Objective, fit
 from unfooled.core.network import IntervalBound
+from unfooled.evaluate.bracket import RADII as SHARES
 from unfooled.evaluate.bracket import bracket
 from unfooled.harden.certified import certified, gaussian
 from unfooled.stats import wilson
@@ -124,6 +125,7 @@ SMOOTH_ADV = {0.25: 73, 0.5: 58, 0.75: 48, 1.0: 38, 1.25: 33, 1.5: 29}
 """Certified accuracy on CIFAR-10 in %, the best over sigma (arXiv:1902.02918, 1906.04584), ResNet-110."""
 
 RADII = tuple(COHEN)
+ATTACKED = tuple(share * 1.0 for share in SHARES)  # of the bracket's threat, l2(1)
 BOUNDED = {"digits": 300, "mnist": 1000}
 EXAMPLES = {"digits": 100, "mnist": 200, "cifar10": 100}
 DRAWS = {"digits": 5000, "mnist": 10_000, "cifar10": 10_000}
@@ -178,10 +180,10 @@ def on_noise(name: str) -> None:
     for at, radius in enumerate(RADII):
         sound = found.clean & (found.radius >= radius)
         best = f"{COHEN[radius]}% (Cohen), {SMOOTH_ADV[radius]}% (SmoothAdv)" if net.data == "cifar10" else None
-        note = f"attacks leave {float(attacked_at[at]):.1%} of the smoothed classifier's answers"
+        note = f"attacks at this radius leave {float(attacked_at[at]):.1%}" if radius in ATTACKED else ""
         if at == 0:
             note += (
-                f"; clean {float(found.clean.double().mean()):.1%}; {len(found.contradictions)} contradictions; "
+                f"clean {float(found.clean.double().mean()):.1%}; {len(found.contradictions)} contradictions; "
                 f"{found.draws:,} draws, {_trained(net, notes)}, bfloat16"
             )
         _row(

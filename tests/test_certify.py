@@ -276,6 +276,14 @@ class Asking(nn.Module):
         return 2 * x if isinstance(x, torch.Tensor) and type(x) is torch.Tensor else 3 * x
 
 
+class Centred(nn.Module):
+    """A module that takes the mean of the whole batch off."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [n, 12] to [n, 12]."""
+        return x - x.mean()
+
+
 class InPlace(nn.Module):
     """A module whose activation changes what an earlier step has read: read, k would be of the scores before it."""
 
@@ -300,6 +308,7 @@ class InPlace(nn.Module):
         (lambda v: v, uf.linf(0.1), "torch module"),
         (Branching(), uf.linf(0.1), "cannot be read as a plain network"),
         (Asking(), uf.linf(0.1), "does not answer as it does"),
+        (Centred(), uf.linf(0.1), "mixes examples"),
         (InPlace(), uf.linf(0.1), "in place on what is used elsewhere"),
         (nn.LSTM(12, 4), uf.linf(0.1), "no bounds through|returns one tensor"),
         (nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 12))), uf.linf(0.1), "mixes examples"),

@@ -235,7 +235,14 @@ def band(width: float, scale: float) -> tuple[nn.Module, Tensor, Tensor, Tensor]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-3, 1e3])
-@pytest.mark.parametrize("attack", ["pgd(steps=40)", "pgd(steps=40, loss='margin', sense='selective')"])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        "pgd(steps=40)",
+        "pgd(steps=40, loss='margin', sense='selective')",
+        "pgd(steps=40, loss='margin', sense='orthogonal')",  # both gradients lie along one line here
+    ],
+)
 def test_an_attack_on_both_breaks_what_theory_says(attack: str, scale: float) -> None:
     guard, x, y, needs = band(0.2, scale)
     target = uf.Target(guard, bounds=(-5.0, 5.0), reject="last")

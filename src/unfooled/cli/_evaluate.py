@@ -203,7 +203,7 @@ def _resumed(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     stored = settings.get("words") if isinstance(settings, dict) else None
     parameters = inspect.signature(evaluate).parameters
     own = [name for name in parameters if name not in _ASIDE]
-    if not isinstance(stored, dict) or not all(_plain(stored.get(k)) for k in own):
+    if not isinstance(stored, dict) or not all(_plain(k, stored.get(k)) for k in own):
         raise InputError(f"{folder / 'run.json'} does not say how the run was begun, so it cannot be resumed.")
     for name, value in _told(given).items():
         if value != parameters[name].default and value != stored.get(name):
@@ -217,9 +217,9 @@ def _resumed(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     return known | paths | {"json": given["json"], "fail_under": given["fail_under"]}
 
 
-def _plain(value: Any) -> bool:
-    """Whether a value is what a command line holds: a word, a number, nothing, or words of a repeated option."""
-    words = value if isinstance(value, list) else [value]
+def _plain(name: str, value: Any) -> bool:
+    """Whether a value is what a command line holds: a word, a number, nothing, or the words of --wear."""
+    words = value if name == "wear" and isinstance(value, list) else [value]
     return all(isinstance(word, str | int | float | None) for word in words)
 
 

@@ -476,7 +476,7 @@ def _largest(layer: nn.MaxPool2d) -> Piece:
 
 def _shaped(what: str, value: Tensor) -> Piece:
     """Return the piece that makes `value` of the reader's two inputs."""
-    if len(value) != 2:
+    if value.dim() == 0 or len(value) != 2:
         raise _refused(f"{what} that mixes examples")
     return Shaped(value.shape[1:])
 

@@ -173,15 +173,21 @@ class Oracle:
         return self._answer(scores.detach(), rows), z.detach(), torch.stack(grads, 1)
 
 
+_PARALLEL = 1e-3  # share of a gradient below which what is left of it is rounding
+
+
 def _freed(gain: Tensor, free: Tensor, wrong: Tensor) -> Tensor:
     """Return `free` [b, ...] without what lies along `gain` where `wrong` [b], else `gain` without that along `free`.
 
-    Orthogonal projected gradient descent (Bryniarski et al. 2021, arXiv:2106.15023, section 4.2).
+    Orthogonal projected gradient descent (Bryniarski et al. 2021, arXiv:2106.15023, section 4.2). Where both lie along
+    one line nothing would be left to climb, and the gradient stays whole.
     """
     a, b = gain.flatten(1), free.flatten(1)
     one, other = torch.where(wrong.view(-1, 1), b, a), torch.where(wrong.view(-1, 1), a, b)
-    along = (one * other).sum(1, keepdim=True) / other.square().sum(1, keepdim=True).clamp(min=1e-30)
-    return (one - along * other).view_as(gain)
+    other = other / other.norm(dim=1, keepdim=True).clamp(min=torch.finfo(other.dtype).tiny)
+    rest = one - (one * other).sum(1, keepdim=True) * other
+    parallel = rest.norm(dim=1, keepdim=True) <= _PARALLEL * one.norm(dim=1, keepdim=True)
+    return torch.where(parallel, one, rest).view_as(gain)
 
 
 def _pulled(total: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:

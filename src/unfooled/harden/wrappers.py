@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from unfooled.core.target import pick
+from unfooled.core.target import Target, pick, untouched
 from unfooled.errors import InputError
 
 
@@ -231,7 +231,7 @@ class RadialBasis(nn.Module):
 def overhead(module: nn.Module, defended: nn.Module, x: Tensor, *, repeats: int = 20) -> dict[str, float]:
     """Return what a defence costs: parameters and the time of a forward pass on x [b, ...], with and without it.
 
-    Times are medians of `repeats` alternating passes in seconds; on CUDA the device is waited for.
+    Times are medians of `repeats` alternating passes in eval mode, in seconds; on CUDA the device is waited for.
     """
     import time
 
@@ -242,7 +242,7 @@ def overhead(module: nn.Module, defended: nn.Module, x: Tensor, *, repeats: int 
             torch.cuda.synchronize(x.device)
         return time.perf_counter() - began
 
-    with torch.no_grad():
+    with torch.no_grad(), untouched(Target(module)), untouched(Target(defended)):
         pairs = [(seconds(module), seconds(defended)) for _ in range(repeats + 2)][2:]
     plain, worn = (sorted(column)[repeats // 2] for column in zip(*pairs, strict=True))
     counts = [sum(p.numel() for p in each.parameters()) for each in (module, defended)]

@@ -41,8 +41,9 @@ def fit_on_ray(
 
     Takes what `harden.fit` takes. The folder `out` is the one that a single process writes, and either may go on with
     what the other began; a worker that dies is replaced, and all go on from the last checkpoint. The result is a single
-    process's up to the order of sums, but for layers that look at a batch as a whole: BatchNorm sees a worker's share.
-    `on_line` is called here as epochs end, `on_step` is not called.
+    process's up to the order of sums, but for what looks at a batch as a whole or draws luck of its own: BatchNorm and
+    free training see a worker's share, dropout draws anew in each. `on_line` is called here as epochs end, `on_step` is
+    not called.
 
     Raises:
         InputError: what `harden.fit` raises, or no worker.

@@ -35,8 +35,9 @@ def fit(
     """Train `module` in place as `harden.fit` does, by `workers` processes with a CPU core each.
 
     Takes what `harden.fit` takes. The folder `out` is the one that a single process writes: either may go on with what
-    the other began. The result is a single process's up to the order of sums, but for layers that look at a batch as a
-    whole: BatchNorm sees a worker's share. `on_line` is called as epochs end, `on_step` is not called.
+    the other began. The result is a single process's up to the order of sums, but for what looks at a batch as a whole
+    or draws luck of its own: BatchNorm and free training see a worker's share, dropout draws anew in each. `on_line` is
+    called as epochs end, `on_step` is not called.
 
     Raises:
         InputError: what `harden.fit` raises, no worker, or a module on another device than the CPU: processes with a
