@@ -144,6 +144,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["digits-cnn", "--epochs", "0"], "--epochs"),
         (["digits-cnn", "--workers", "0"], "--workers"),
         (["digits-cnn", "--budget", "soon"], "is no duration"),
+        (["digits-cnn", "--resume", "nowhere"], "no hardening in nowhere"),
         (["digits-cnn", "--threat", "linf"], "is no threat"),
         (["digits-cnn", "--budget", "0.001s", "--limit", "20", "--suite", "quick"], "holds no epoch"),
         (["digits-cnn", "OWN/one.npz"], "one label"),

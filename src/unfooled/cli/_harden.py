@@ -159,6 +159,8 @@ def harden(
     from unfooled.harden import bare, way
 
     way(recipe)
+    if resume is not None and not resume.is_dir():
+        raise InputError(f"There is no hardening in {resume} to go on with; give the folder of one that was stopped.")
     folder = resume or (record.check_free(out) if out is not None else record.default_out(given))
 
     from unfooled import report
