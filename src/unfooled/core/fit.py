@@ -154,11 +154,10 @@ class Recipe:
             raise InputError(
                 f"ema={self.ema} is outside [0, 1): 0 switches averaging off, 0.999 averages about 1,000 steps."
             )
-        if not 0 <= self.smoothing < 1 or not 0 < self.mix < 1:
-            raise InputError(
-                "smoothing is a share from 0 to below 1 and mix one above 0 and below 1, "
-                f"not smoothing={self.smoothing}, mix={self.mix}."
-            )
+        if not 0 <= self.smoothing < 1:
+            raise InputError(f"smoothing is a share from 0 to below 1, not {self.smoothing}.")
+        if not 0 < self.mix < 1:
+            raise InputError(f"mix is a share above 0 and below 1 of every batch, not {self.mix}.")
         for name, known in (
             ("schedule", ("onecycle", "cosine", "constant")),
             ("optimizer", ("adamw", "sgd")),

@@ -158,7 +158,7 @@ def harden_target(
     plan = Recipe(**{"epochs": epochs or 10, "seed": seed, **_usual(train), **way.recipe, **(settings or {})})
     harden.check(module, train, test, *([] if extra is None else [extra]))
     changes = None if augment is None else read_augmentation(augment)
-    kept = min(500, max(20, len(train) // 10))
+    kept = harden.held_back(len(train))
     before = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
     begun = harden.begun(out) if resume and out is not None else None
     if begun is not None and budget is not None:

@@ -17,6 +17,7 @@ from .trainer import Line as Line
 from .trainer import begun as begun
 from .trainer import check as check
 from .trainer import fit as fit
+from .trainer import held_back as held_back
 from .wear import DEFENCES as DEFENCES
 from .wear import Defence as Defence
 from .wear import bare as bare

@@ -78,7 +78,7 @@ class Hardened(Explanation):
     threat: str
     settings: dict[str, Any] = field(default_factory=dict)
 
-    size: ClassVar[tuple[float, float]] = (7.0, 4.0)
+    size: ClassVar[tuple[float, float]] = (8.5, 4.0)
 
     @property
     def best(self) -> Line:
@@ -109,19 +109,23 @@ class Hardened(Explanation):
 
     def draw(self, figure: "Figure") -> None:
         """Draw error against epoch: clean, after one step, under the judge."""
+        from matplotlib.ticker import MaxNLocator
+
         axes = figure.subplots()
         epochs = [line.epoch for line in self.lines]
         for name, colour, label in (
             ("clean", COLOURS[0], "clean"), ("weak", COLOURS[2], self.weak), ("strong", COLOURS[1], self.judge),
         ):  # fmt: skip
-            axes.plot(epochs, [100 * (1 - getattr(line, name)) for line in self.lines], color=colour, label=label)
+            errors = [100 * (1 - getattr(line, name)) for line in self.lines]
+            axes.plot(epochs, errors, ".-", color=colour, label=label)
         axes.axvline(self.chosen, color=SOFT, linestyle=":", linewidth=1, label=f"chosen: epoch {self.chosen}")
         for line in self.lines:
             if line.alarm:
                 axes.plot(line.epoch, 100 * (1 - line.strong), "v", color=COLOURS[6])
         axes.set(xlabel="epoch", ylabel="error on validation rows, %", ylim=(0, None))
         axes.set_title(f"{self.threat}, {self.n} validation rows")
-        axes.legend(loc="upper right")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
 Rows: TypeAlias = Data | tuple[Tensor, Tensor] | Any
@@ -139,7 +143,7 @@ def fit(
     recipe: Recipe | None = None,
     judge: Attack[Any] | str = JUDGE,
     weak: Attack[Any] | str = WEAK,
-    validation: Rows | int = 500,
+    validation: Rows | int | None = None,
     extra: Rows | None = None,
     choose: Choose = "adversarial",
     patience: int | None = None,
@@ -163,7 +167,7 @@ def fit(
         judge, weak: the attack whose error counts, and a one-step attack beside it; a model that stands against the
             weak one alone has learned to fool it.
         validation: rows that are not trained on; or how many of the training rows, chosen by the recipe's seed, are
-            kept back.
+            kept back: a tenth, 20 at least and 500 at most, where nothing is said.
         extra: more rows to train on, such as generated images: the recipe's `mix` of every batch comes from them.
         choose: the best epoch by accuracy under the judge (Rice et al. 2020, arXiv:2002.11569), by clean accuracy, or
             the last one.
@@ -389,9 +393,16 @@ def _rows(data: Rows) -> tuple[Tensor, Tensor]:
     return read.x, read.y
 
 
+def held_back(n: int) -> int:
+    """Return how many of n training rows are kept back to judge by."""
+    return min(500, max(20, n // 10))
+
+
 def _split(
-    x: Tensor, y: Tensor, validation: Rows | int, seed: int
+    x: Tensor, y: Tensor, validation: Rows | int | None, seed: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    if validation is None:
+        validation = held_back(len(x))
     if not isinstance(validation, int):
         return (x, y), _rows(validation)
     if not 0 < validation < len(x):
