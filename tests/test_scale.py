@@ -46,6 +46,10 @@ def test_what_fails_or_makes_no_sense_is_said(tmp_path: Path) -> None:
     with pytest.raises(uf.UnfooledError, match=r"^The loss became nan in epoch 1: train with a lower lr"):
         scale.fit(network(norm=False), images(), hopeless, workers=2, **HOW)
 
+    with pytest.raises(uf.InputError, match="one label"):
+        x, y = images()
+        scale.fit(network(norm=False), (x, y * 0), objectives.standard(), workers=2, **HOW)
+
     def mortal(module, x, y, ids, step):
         if torch.distributed.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -69,7 +69,9 @@ def fit(
             try:
                 torch.multiprocessing.start_processes(work, nprocs=workers, start_method="fork")
             except ProcessRaisedException as error:
-                raise UnfooledError(str(error).strip().splitlines()[-1].partition("Error: ")[2]) from error
+                last = str(error).strip().splitlines()[-1]
+                kind, _, said = last.partition("Error: ")
+                raise (InputError if kind.endswith("Input") else UnfooledError)(said or last) from error
             except ProcessExitedException as error:
                 raise UnfooledError(f"A worker died ({error}); go on with --resume.") from error
         return harden.fit(module, data, objective, out=folder, resume=True, **how)
