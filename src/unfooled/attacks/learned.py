@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from .._rows import Batch, column
 from ..core.access import Access
-from ..core.attack import Attack, Problem, Trial, parse, recipe
+from ..core.attack import Attack, Problem, Trial, as_attack, parse, recipe
 from ..core.fit import fit
 from ..core.oracle import Answer, Oracle
 from ..core.run import check_inputs, run
@@ -197,7 +197,7 @@ def universal_deepfool(
     """
     target, ball, y = _learnable(target, x, threat, y)
     check_counts(epochs=epochs, batch_size=batch_size)
-    step = parse(attack) if isinstance(attack, str) else attack
+    step = as_attack(attack)
     free = Ball(ball.norm, bounds=ball.bounds, mask=ball.mask)
     order = torch.Generator().manual_seed(seed)
     x = x.to(target.device, target.work_dtype)

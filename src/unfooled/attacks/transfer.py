@@ -16,7 +16,7 @@ from torch import Tensor
 from .._noise import example_ids
 from .._rows import Batch, column
 from ..core.access import Access
-from ..core.attack import Attack, Problem, Trial, parse, recipe
+from ..core.attack import Attack, Problem, Trial, as_attack, recipe
 from ..core.engine import last_iterate
 from ..core.ensemble import COMBINE, ensemble
 from ..core.goal import Goal
@@ -538,7 +538,7 @@ def transfer_matrix(
         shown = out.x_adv if points == "success" else out.best
         if points == "last":
             to = None if goal is None else goal.wanted(y, None)
-            shown = _ends(parse(made) if isinstance(made, str) else made, source, x, y, threat, to, seed)
+            shown = _ends(as_attack(made), source, x, y, threat, to, seed)
         own, _ = _labels(source, shown)
         counts = out.success if points == "success" else torch.ones_like(out.success)
         for other, target in columns.items():

@@ -204,6 +204,11 @@ def parse(text: str) -> Attack[Any]:
         raise InputError(f"{text!r}: {error}; {name} takes {known}.") from None
 
 
+def as_attack(attack: "Attack[Any] | str") -> "Attack[Any]":
+    """Return an attack that may be written as a call; raises InputError as `parse`."""
+    return parse(attack) if isinstance(attack, str) else attack
+
+
 def read_call(text: str, what: str, example: str) -> tuple[str, list[Any], dict[str, Any]]:
     """Return name, positional and named arguments of a call of plain values, such as 'pgd(steps=40)' or 'pgd'.
 

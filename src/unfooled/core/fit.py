@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfooled.core.target import flags_kept
 from unfooled.core.together import ALONE, Together
 from unfooled.errors import InputError, UnfooledError
 
@@ -525,11 +526,7 @@ def _blend(average: nn.Module, module: nn.Module, keep: float) -> None:
 
 @contextmanager
 def _world_kept(module: nn.Module, device: torch.device) -> Iterator[None]:
-    flags = [(m, m.training) for m in module.modules()]
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.inference_mode(mode=False):
-        try:
-            with torch.enable_grad():
-                yield
-        finally:
-            for m, was in flags:
-                m.training = was
+    devices = [device] if device.type == "cuda" else []
+    with flags_kept(module), torch.random.fork_rng(devices=devices), torch.inference_mode(mode=False):
+        with torch.enable_grad():
+            yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from unfooled.core.target import flags_kept
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError
 
@@ -212,14 +213,9 @@ class Network:
 
         The tolerance is relative to the largest score.
         """
-        flags = [(m, m.training) for m in module.modules()]
-        try:
+        with flags_kept(module), torch.no_grad():
             module.eval()
-            with torch.no_grad():
-                theirs, ours = module(x).double(), self.intervals((x, x))[-1][0].double()
-        finally:
-            for m, was in flags:
-                m.training = was
+            theirs, ours = module(x).double(), self.intervals((x, x))[-1][0].double()
         if not torch.allclose(ours, theirs, rtol=0, atol=tolerance * max(1.0, float(theirs.abs().max()))):
             raise InputError(
                 f"The network read from the code of {type(module).__name__} does not answer as it does; "

@@ -15,7 +15,7 @@ from .._noise import example_ids
 from .._rows import Batch
 from ..errors import InputError, Unavailable
 from .access import Access
-from .attack import RECIPES, SPECIAL, Attack, parse
+from .attack import RECIPES, SPECIAL, Attack, as_attack
 from .engine import Engine
 from .goal import Goal, Untargeted
 from .journal import Journal
@@ -138,9 +138,7 @@ def run(
     """
     begun = time.monotonic()
     target = as_target(target)
-    recipes = [
-        parse(a) if isinstance(a, str) else a for a in ([attacks] if isinstance(attacks, Attack | str) else attacks)
-    ]
+    recipes = [as_attack(a) for a in ([attacks] if isinstance(attacks, Attack | str) else attacks)]
     lenders = tuple(as_target(s) for s in surrogates)
     recipes, more = ([a.through(len(lenders)) for a in part] for part in (recipes, more))
     lent = sum(s.sent[0] for s in lenders)

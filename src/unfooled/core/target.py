@@ -279,6 +279,17 @@ def as_target(target: "Target | Callable[..., Any]", access: Access | None = Non
 
 
 @contextlib.contextmanager
+def flags_kept(module: nn.Module) -> Iterator[None]:
+    """Put the training flag of every submodule back as it was."""
+    flags = [(m, m.training) for m in module.modules()]
+    try:
+        yield
+    finally:
+        for m, was in flags:
+            m.training = was
+
+
+@contextlib.contextmanager
 def untouched(target: Target) -> Iterator[None]:
     """Evaluate in eval mode, and leave the caller's world as it was: on success, on exceptions and on Ctrl-C.
 

@@ -186,6 +186,11 @@ def l0(eps: float = math.inf, *, mask: Tensor | None = None) -> Ball:
     return Ball(NORMS["l0"], float(eps), mask=mask)
 
 
+def as_threat(threat: "Ball | str") -> "Ball":
+    """Return a threat that may be written as a text; raises InputError as `parse_threat`."""
+    return parse_threat(threat) if isinstance(threat, str) else threat
+
+
 def parse_threat(text: str) -> Ball:
     """Read a threat as users write it: 'linf(8/255)', 'l2(0.5)', 'l2()' (smallest change); raises InputError."""
     name, bracket, rest = text.strip().partition("(")

@@ -16,7 +16,7 @@ from unfooled.core.explanation import COLOURS, SOFT, Explanation
 from unfooled.core.result import Progress, Status
 from unfooled.core.run import check_inputs, run
 from unfooled.core.target import Target, untouched
-from unfooled.core.threat import Ball, parse_threat
+from unfooled.core.threat import Ball, as_threat
 from unfooled.errors import InputError
 from unfooled.evaluate.measure import _data, _target, evaluate
 from unfooled.evaluate.preflight import check_threat
@@ -221,7 +221,7 @@ def bracket(
     examples = _data(data, y, limit, data_dir, model)
     if threat is None:
         raise InputError("bracket needs a threat, for example uf.linf(0.1).")
-    ball = (parse_threat(threat) if isinstance(threat, str) else threat).within(model.bounds)
+    ball = as_threat(threat).within(model.bounds)
     check_threat(ball, model.bounds)
     check_inputs(examples.x, examples.y, ball, model)
     if not ball.bounded or not ball.eps > 0:

@@ -17,13 +17,13 @@ from .. import _rows
 from ..attacks import RECIPES, SUITES, Suite, ray, square
 from ..attacks import suite as named_suite
 from ..core.access import Access
-from ..core.attack import Attack, parse
+from ..core.attack import Attack, as_attack
 from ..core.data import Data, load_data
 from ..core.journal import Journal, run_key
 from ..core.result import UNDECIDED, CurvePoint, Evaluation, Finding, Progress, Status
 from ..core.run import Run, auto_width, check_inputs, run
 from ..core.target import Target, as_target
-from ..core.threat import Ball, linf, parse_threat
+from ..core.threat import Ball, as_threat, linf
 from ..errors import InputError, Unavailable
 from .checkup import Checkup, examine
 from .escalate import brief, family, plan
@@ -120,7 +120,7 @@ def evaluate(
         raise InputError("evaluate needs a threat, for example uf.linf(8/255).")
     if not isinstance(threat, Ball | str):
         raise InputError(f"{threat!r} is no threat; write for example uf.linf(8/255) or 'linf(8/255)'.")
-    ball = (parse_threat(threat) if isinstance(threat, str) else threat).within(model.bounds)
+    ball = as_threat(threat).within(model.bounds)
     notes = (*images.notes, *((model.note,) if model.note else ()), *check_threat(ball, model.bounds))
     check_inputs(images.x, images.y, ball, model)
     width = auto_width(images.x, model.device) if isinstance(batch_size, str) else batch_size
@@ -349,9 +349,7 @@ def doctor(
     """
     model = _target(target, device)
     images = _data(data, y, limit, data_dir, model)
-    ball = (
-        parse_threat(threat) if isinstance(threat, str) else threat or linf(0.03 * (model.bounds[1] - model.bounds[0]))
-    )
+    ball = linf(0.03 * (model.bounds[1] - model.bounds[0])) if threat is None else as_threat(threat)
     ball = ball.within(model.bounds)
     check_threat(ball, model.bounds)
     check_inputs(images.x, images.y, ball, model)
@@ -394,7 +392,7 @@ def _suite(suite: str | Suite | Sequence[Attack[Any] | str]) -> Suite:
         if suite in SUITES or not ("(" in suite or ";" in suite or suite in RECIPES):
             return named_suite(suite)
         suite = [call for call in suite.split(";") if call.strip()]
-    attacks = tuple(parse(a) if isinstance(a, str) else a for a in ([suite] if isinstance(suite, Attack) else suite))
+    attacks = tuple(as_attack(a) for a in ([suite] if isinstance(suite, Attack) else suite))
     if not attacks:
         raise InputError("The list of attacks is empty; name a suite or give at least one attack.")
     return Suite("custom", "", "", attacks)

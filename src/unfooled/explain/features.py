@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.ask import Asker
-from ..core.attack import Attack, parse
+from ..core.attack import Attack, as_attack
 from ..core.engine import last_iterate
 from ..core.explanation import COLOURS, INK, SOFT, Explanation
 from ..core.fit import Augment, fit
@@ -169,7 +169,7 @@ def relabelled(
         new = torch.randint(k, (len(y),), generator=torch.Generator().manual_seed(seed)).to(y.device)
     else:
         raise InputError(f"labels must be 'random' or 'shifted', not {labels!r}.")
-    recipe, parts = parse(attack) if isinstance(attack, str) else attack, []
+    recipe, parts = as_attack(attack), []
     with torch.inference_mode(False), untouched(target):
         for rows in torch.arange(len(x)).split(auto_width(x, target.device)):
             here = x[rows].to(target.device, target.work_dtype)

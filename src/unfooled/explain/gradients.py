@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from unfooled.core.ask import Asker
-from unfooled.core.attack import Attack, parse
+from unfooled.core.attack import Attack, as_attack
 from unfooled.core.engine import last_iterate
 from unfooled.core.explanation import Explanation
 from unfooled.core.pictures import show, show_signed
 from unfooled.core.target import Target, untouched
-from unfooled.core.threat import Ball, parse_threat
+from unfooled.core.threat import Ball, as_threat
 from unfooled.errors import InputError
 from unfooled.losses import cross_entropy_targeted
 
@@ -142,8 +142,8 @@ def gradients_side_by_side(
     bounds = {asker.target.bounds for asker in askers.values()}
     if len(bounds) > 1 or x.dim() != 4 or y.shape != (len(x),) or len(x) < 2:
         raise InputError("The targets must have the same bounds, x two images [n, c, h, w] or more, y their labels.")
-    recipe = parse(attack) if isinstance(attack, str) else attack
-    balls = [parse_threat(threat) if isinstance(threat, str) else threat for threat in threats]
+    recipe = as_attack(attack)
+    balls = [as_threat(threat) for threat in threats]
     means, edges = _means(*(data or (x, y))), _contrast(x.detach().float().cpu())
     to = (y + 1) % len(means) if to is None else to
     if not bool(means[y].isfinite().all() and means[to].isfinite().all()):

@@ -15,7 +15,7 @@ from unfooled import losses
 from unfooled._noise import text_key
 from unfooled.core.access import Access
 from unfooled.core.ask import Asker
-from unfooled.core.attack import Attack, parse
+from unfooled.core.attack import Attack, as_attack
 from unfooled.core.engine import last_iterate
 from unfooled.core.explanation import COLOURS, INK, SOFT, Explanation
 from unfooled.core.target import Target, as_target, untouched
@@ -373,7 +373,7 @@ def growth(
         raise InputError("dims, targets and examples must be at least 1.")
     if not 0 < eps < 0.5:
         raise InputError(f"eps must be above 0 and below 0.5, so that the box [0, 1] does not bind, not {eps}.")
-    recipe = parse(attack) if isinstance(attack, str) else attack
+    recipe = as_attack(attack)
     made = family or (lambda n, g: torch.randn(n, generator=g, dtype=torch.float64) * magnitude * (math.pi / 2) ** 0.5)
     cells = []
     for n in dims:

@@ -4,13 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeAlias
 
-import torch
 from torch import Tensor, nn
 
-from unfooled._noise import Noise, row_keys
 from unfooled.core import fit
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError
+
+from .objectives import step_noise
 
 Bound: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Ball], Tensor]
 """`(module, x, y, ball) -> [b, k]`: differentiable lower bounds on the score of y minus every score, 0 at y itself."""
@@ -52,8 +52,7 @@ def gaussian(sigma: float, *, seed: int = 0) -> fit.Objective:
         raise InputError(f"sigma is the size of the noise, larger than 0, not {sigma}.")
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        luck = Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), "gaussian", step)).to(x.device))
-        return x + sigma * luck.normal(0, x.shape[1:], dtype=x.dtype)
+        return x + sigma * step_noise(seed, ids, "gaussian", step, x).normal(0, x.shape[1:], dtype=x.dtype)
 
     return fit.adversarial(perturb)
 

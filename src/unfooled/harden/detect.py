@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from unfooled import stats
 from unfooled.core.ask import Asker
-from unfooled.core.attack import RECIPES, Attack, parse
+from unfooled.core.attack import RECIPES, Attack, as_attack
 from unfooled.core.engine import last_iterate
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
 from unfooled.core.fit import fit
@@ -129,7 +129,7 @@ def detector(
     """
     if not threat.bounded:
         raise InputError(f"A detector is trained against a threat with a finite eps, not {threat!r}.")
-    made = _attack(attack)
+    made = as_attack(attack)
     attacked = list(against) or [Target(module, bounds=threat.bounds)]
     with torch.no_grad():
         example = read_by(module, x[:1].to(next(module.parameters()).device), on)[1]
@@ -436,12 +436,12 @@ def judged(
     clean = suspicion(both, x)
     right = Asker(alone).labels(x) == y
     seen = []
-    for made in map(_attack, ignoring):
+    for made in map(as_attack, ignoring):
         x_adv = finished(made, alone, x, y, threat, seed=seed)
         fooled = right & (Asker(alone).labels(x_adv) != y) & threat.within(alone.bounds).contains(x_adv, x)
         seen.append(Seen(repr(made), fooled, suspicion(both, x_adv), clean))
     plain = run(list(adaptive), alone, x, y, threat, seed=seed)
-    broken = {repr(made): run(made, both, x, y, threat, seed=seed).success for made in map(_attack, adaptive)}
+    broken = {repr(made): run(made, both, x, y, threat, seed=seed).success for made in map(as_attack, adaptive)}
     cost: dict[str, float] = {}
     if isinstance(alone.module, nn.Module) and isinstance(both.module, nn.Module):
         shown = both.prepared(x[:64].to(both.device))
@@ -468,10 +468,6 @@ def finished(attack: Attack[Any], target: Target, x: Tensor, y: Tensor, threat: 
                 ids=rows.numpy()).to(x.device)
             for rows in torch.split(torch.arange(len(x)), auto_width(x, target.device))
         ])  # fmt: skip
-
-
-def _attack(attack: Attack[Any] | str) -> Attack[Any]:
-    return parse(attack) if isinstance(attack, str) else attack
 
 
 def _name(attack: str) -> str:

@@ -19,7 +19,7 @@ from unfooled._noise import Noise, row_keys
 from unfooled.core import fit
 from unfooled.core.attack import Attack
 from unfooled.core.engine import last_iterate
-from unfooled.core.target import Target
+from unfooled.core.target import Target, flags_kept
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError
 
@@ -120,7 +120,7 @@ def noisy_step(
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         eps = _grown(threat, step, ramp).eps
-        drawn = 2 * _luck(seed, ids, "n-fgsm", step, x).uniform(0, x.shape[1:], dtype=x.dtype) - 1
+        drawn = 2 * step_noise(seed, ids, "n-fgsm", step, x).uniform(0, x.shape[1:], dtype=x.dtype) - 1
         start = (x + noise * eps * drawn).clamp(*threat.bounds)
         grad = _slope(lambda z: F.cross_entropy(module(z), y, reduction="sum"), start)
         return (start + step_size * eps * grad.sign()).clamp(*threat.bounds)
@@ -145,7 +145,7 @@ def nuclear(threat: Ball, *, weight: float = 4.5, seed: int = 0, ramp: int = 0) 
         return weight * min(1.0, (step + 1) / max(1, ramp))
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        signs = _luck(seed, ids, "nuat", step, x).signs(0, x.shape[1:], dtype=x.dtype)
+        signs = step_noise(seed, ids, "nuat", step, x).signs(0, x.shape[1:], dtype=x.dtype)
         start = (x + 0.5 * threat.eps * signs).clamp(*threat.bounds)
 
         def climbed(z: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def aligned(objective: fit.Objective, threat: Ball, *, weight: float = 0.2, seed
             return F.cross_entropy(module(z), y, reduction="sum")
 
         here = _slope(loss, x)
-        there = _slope(loss, threat.sample(_luck(seed, ids, "gradalign", step, x), 0, x), create_graph=True)
+        there = _slope(loss, threat.sample(step_noise(seed, ids, "gradalign", step, x), 0, x), create_graph=True)
         agreement = F.cosine_similarity(here.flatten(1), there.flatten(1), dim=1)
         return objective(module, x, y, ids, step) + weight * (1 - agreement).mean()
 
@@ -316,7 +316,7 @@ def planted(perturbations: Sequence[Tensor], threat: Ball, *, share: float = 0.5
     stored = torch.stack(list(perturbations))
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        luck = _luck(seed, ids, "planted", step, x)
+        luck = step_noise(seed, ids, "planted", step, x)
         chosen = stored.to(x)[luck.integers(0, len(stored))]
         moved = threat.project(x + chosen, x)
         return torch.where((luck.uniform(1, (1,))[:, 0] < share).view(-1, *[1] * (x.dim() - 1)), moved, x)
@@ -355,7 +355,7 @@ def noised(threat: Ball, *, corners: bool = False, seed: int = 0) -> fit.Objecti
     _bounded(threat)
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        luck = _luck(seed, ids, "noised", step, x)
+        luck = step_noise(seed, ids, "noised", step, x)
         if corners:
             return threat.project(x + threat.eps * luck.signs(0, x.shape[1:], dtype=x.dtype), x)
         return threat.sample(luck, 0, x)
@@ -421,13 +421,9 @@ def _diverging(attack: Attack[Any], threat: Ball, *, seed: int, ramp: int) -> Ma
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Inside, the module is in eval mode."""
-    flags = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
+    with flags_kept(module):
+        module.eval()
         yield
-    finally:
-        for m, was in flags:
-            m.training = was
 
 
 def _slope(loss: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = False) -> Tensor:
@@ -436,7 +432,7 @@ def _slope(loss: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = 
     return torch.autograd.grad(loss(leaf), leaf, create_graph=create_graph)[0]
 
 
-def _luck(seed: int, ids: Tensor, what: str, step: int, x: Tensor) -> Noise:
+def step_noise(seed: int, ids: Tensor, what: str, step: int, x: Tensor) -> Noise:
     """Return the rows' noise of one training step, on the device of x."""
     return Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), what, step)).to(x.device))
 
