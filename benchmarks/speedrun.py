@@ -3,7 +3,8 @@
 python -m benchmarks.speedrun [--recipe n-fgsm ...] [--net resnet18] [--seconds 60 480] [--seeds 0 1 2]
                               [--scale full] [--device auto] [--minutes 8]
 
-trains, scores and writes the table; `train`, `score` and `write` as the first word do one of these alone. Training and
+trains, scores and writes the table; `train`, `score` and `write` as the first word do one of these alone, `draw` draws
+the curves of the table. Training and
 scoring end after `--minutes` and the same command goes on where it stopped, from what lies under runs/speedrun. On a
 machine that takes 64 MiB at a time: `pack` here, bring runs/speedrun/part1 and runs/speedrun/part2 there one after the
 other, then `train`, then `score`.
@@ -24,7 +25,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby, product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors.torch import load_file, save
@@ -36,11 +37,16 @@ from unfooled import harden
 from unfooled.core import record
 from unfooled.core.augment import augment
 from unfooled.core.data import DATASETS
+from unfooled.core.explanation import COLOURS, Explanation
 from unfooled.core.fit import Recipe, Training
 from unfooled.stats import mean_interval
 from unfooled.targets.residual import cifar_cnn, preact_resnet18
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 RUNS = results.SCRATCH.parent / "speedrun"
+PICTURE = Path(__file__).parents[1] / "docs" / "images" / "harden-speedrun.png"
 THREAT = uf.linf(8 / 255)
 NETS: dict[str, Callable[[], nn.Module]] = {"resnet18": preact_resnet18, "small": cifar_cnn}
 HELD = 5000  # training images at the end that no scale trains on
@@ -158,6 +164,8 @@ def fitting(job: Job, images: Images, device: torch.device) -> int:
 def train(job: Job, images: Images, device: torch.device, until: float = math.inf) -> bool:
     """Train until the job is done or `time.monotonic()` passes `until`, and return whether it is done.
 
+    A training whose loss is no longer finite is done, and scored at the points that it passed.
+
     After every epoch the whole state is written, at the points of the curve also the weights; what lies in the job's
     folder is gone on from.
     """
@@ -171,18 +179,23 @@ def train(job: Job, images: Images, device: torch.device, until: float = math.in
     run = training(job, images, settings(job, known["epochs"], device), device)
     if "state" in known:
         run.restore(load_file(job.folder / known["state"]), known["plain"])
-    points = {math.ceil(known["epochs"] * k / POINTS) for k in range(1, POINTS + 1)}
+    points = {math.ceil(known["epochs"] * k / POINTS): k for k in range(1, POINTS + 1)}
     while not known["done"]:
         if time.monotonic() > until:
             return False
         begun = clock(device)
-        done = run.run_epoch()
+        try:
+            done = run.run_epoch()
+        except uf.UnfooledError as error:  # what was reached before is scored all the same
+            record.write_json(index, known | {"done": True, "diverged": str(error)})
+            return True
         known["spent"] += clock(device) - begun
         known["done"] = done.epoch == known["epochs"] or known["spent"] > SLACK * job.budget
         if done.epoch in points or known["done"]:
             weights = {k: v.detach().cpu().contiguous() for k, v in run.evaluated.state_dict().items()}
             record.write_bytes(job.folder / f"point-{done.epoch}.safetensors", save(weights))
-            known["points"].append({"epoch": done.epoch, "seconds": known["spent"], "loss": done.loss})
+            point = points.get(done.epoch, POINTS) if not known["done"] else POINTS
+            known["points"].append({"point": point, "epoch": done.epoch, "seconds": known["spent"], "loss": done.loss})
         tensors, known["plain"] = run.state()
         old, known["state"] = known.get("state"), f"state-{done.epoch}.safetensors"
         record.write_bytes(job.folder / known["state"], save(tensors))
@@ -257,7 +270,7 @@ def scores(folder: Path) -> list[dict[str, Any]]:
     found = [
         record.read_json(path) | {"begin": int(path.stem.split("-")[-1])} for path in folder.glob("*/score-*.json")
     ]
-    return sorted(found, key=lambda p: (*_group(p), p["epoch"], p["images"], p["seed"], p["begin"]))
+    return sorted(found, key=lambda p: (*_group(p), p["point"], p["images"], p["seed"], p["begin"]))
 
 
 def _group(piece: dict[str, Any]) -> tuple[str, str, str, float]:
@@ -268,8 +281,7 @@ def rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield case and entry for every training's curve and end, from the pieces that all its seeds have."""
     for (scale, net, recipe, budget), parts in groupby(found, _group):
         mine = list(parts)
-        last = max(p["epoch"] for p in mine)
-        for (epoch, images), some in groupby(mine, lambda p: (p["epoch"], p["images"])):
+        for (point, images), some in groupby(mine, lambda p: (p["point"], p["images"])):
             here = list(some)
             seconds, verdicts = fmean(p["seconds"] for p in here), sorted({p["status"] for p in here})
             clean, robust = (Share(_by_seed(here, kind)) for kind in ("clean", "robust"))
@@ -278,13 +290,15 @@ def rows(found: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
             about = {
                 "note": "; ".join([
                     f"{SCALES[scale].learned:,} training images", f"seeds {', '.join(map(str, clean.by_seed))}",
-                    f"epoch {epoch} of {last}", here[0]["device"], f"verdict {' and '.join(verdicts)}",
+                    f"point {point} of {POINTS}, epochs {' and '.join(map(str, sorted({p['epoch'] for p in here})))}",
+                    here[0]["device"], f"verdict {' and '.join(verdicts)}",
                     *(["small scale, not comparable with what is published"] if scale == "small" else []),
                 ]),
-                "published": None, "source": "", "scale": scale, "seconds": seconds,
+                "published": None, "source": "", "scale": scale, "net": net, "recipe": recipe, "budget": budget,
+                "point": point, "images": images, "seconds": seconds,
                 "loss": fmean(p["loss"] for p in here), "suite": here[0]["suite"], "threat": repr(THREAT),
             }  # fmt: skip
-            case = f"{scale}, {net}, {recipe}, {budget:g}, {epoch}, {images}"
+            case = f"{scale}, {net}, {recipe}, {budget:g}, {point}, {images}"
             yield f"{case}, clean", {"what": f"clean accuracy: {said}"} | clean.entry() | about
             yield f"{case}, robust", {"what": f"robust accuracy, at most: {said}"} | robust.entry() | about
 
@@ -303,8 +317,60 @@ def write(folder: Path = RUNS) -> None:
     for what, (robust, note, source) in PUBLISHED.items():
         published = {"what": f"robust accuracy, AutoAttack: {what}", "published": robust, "ours": None, "unit": "%"}
         results.write("speedrun", what, published | {"n": 0, "note": note, "source": source})
+    for index in folder.glob("*/training.json"):
+        known = record.read_json(index)
+        if "diverged" in known:
+            results.write("speedrun", f"{index.parent.name}, diverged", {
+                "what": f"training diverged: {index.parent.name}", "published": None, "ours": "no network", "unit": "",
+                "n": 1, "note": known["diverged"], "source": "",
+            })  # fmt: skip
     for case, entry in rows(scores(folder)):
         results.write("speedrun", case, entry)
+
+
+@dataclass(frozen=True)
+class Race(Explanation):
+    """Robust accuracy on test images against the seconds of training, a curve a recipe; entries of the table."""
+
+    entries: tuple[dict[str, Any], ...]
+
+    size: ClassVar[tuple[float, float]] = (8.0, 4.2)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a dict a point."""
+        kept = ("net", "recipe", "budget", "point", "seconds", "ours", "interval", "n")
+        return [{name: entry[name] for name in kept} for entry in self.entries]
+
+    def sentence(self) -> str:
+        """Return which recipe is ahead at the end."""
+        first = max(self.entries, key=lambda entry: float(entry["ours"]))
+        return f"{first['recipe']} is ahead: {first['ours']:.1%} after {first['seconds']:.0f} seconds."
+
+    def draw(self, figure: Figure) -> None:
+        """Draw a curve a recipe; the bars are 95% intervals over the images."""
+        axes = figure.subplots()
+        for colour, name in zip(COLOURS, dict.fromkeys(entry["recipe"] for entry in self.entries), strict=False):
+            mine = sorted((e for e in self.entries if e["recipe"] == name), key=lambda e: float(e["seconds"]))
+            shares = [100 * e["ours"] for e in mine]
+            low, high = zip(*([100 * v for v in e["interval"]] for e in mine), strict=True)
+            away = [
+                [s - v for s, v in zip(shares, low, strict=True)],
+                [v - s for s, v in zip(shares, high, strict=True)],
+            ]
+            axes.errorbar(
+                [e["seconds"] for e in mine], shares, away, color=colour, label=name, marker="o", capsize=2, lw=1.5
+            )
+        axes.set(xlabel="seconds of training", ylabel=f"robust accuracy at {THREAT!r}, %", ylim=(0, None))
+        axes.legend(frameon=False)
+
+
+def race(scale: str, net: str) -> Race:
+    """Return the curves of one scale and network, as they stand in the table."""
+    kept = [
+        entry for case, entry in results.read("speedrun").items()
+        if case.startswith(f"{scale}, {net}, ") and case.endswith(", test, robust")
+    ]  # fmt: skip
+    return Race(tuple(kept))
 
 
 def pack(folder: Path = RUNS) -> list[Path]:
@@ -369,7 +435,7 @@ def work(asked: argparse.Namespace) -> None:
 def main() -> None:
     """Do what the command line says."""
     read = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    read.add_argument("command", nargs="?", default="all", choices=("all", "pack", "train", "score", "write"))
+    read.add_argument("command", nargs="?", default="all", choices=("all", "pack", "train", "score", "write", "draw"))
     read.add_argument("--recipe", nargs="+", default=["n-fgsm"], choices=tuple(harden.WAYS))
     read.add_argument("--net", default="resnet18", choices=tuple(NETS))
     read.add_argument("--seconds", nargs="+", type=float, default=[60.0])
@@ -382,6 +448,8 @@ def main() -> None:
         pack()
     elif asked.command == "write":
         write()
+    elif asked.command == "draw":
+        PICTURE.write_bytes(race(asked.scale, asked.net).image())
     else:
         work(asked)
 

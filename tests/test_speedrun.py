@@ -53,20 +53,42 @@ def planned(job: Job, epochs: int, monkeypatch) -> Job:
     return job
 
 
-def test_as_many_epochs_are_planned_as_fit(here, images):
+def test_as_many_epochs_are_planned_as_fit(here, images, monkeypatch):
     def epochs(seconds: float) -> int:
         return speedrun.fitting(Job("fgsm-rs", "tiny", seconds, 0, "small"), images, CPU)
 
     assert epochs(1e-6) == 1
-    few, many = epochs(5.0), epochs(50.0)
-    assert 1 < few and 4 < many / few < 25  # ten times the seconds, timings apart
+    ticks = iter(range(100))
+    monkeypatch.setattr(speedrun, "clock", lambda device: float(next(ticks)))  # every trial epoch takes a second
+    assert epochs(5.5) == 5 and epochs(50.0) == 50
 
 
 def test_training_keeps_to_its_seconds(here, images, monkeypatch):
-    job = planned(Job("standard", "tiny", 0.5, 0, "small"), 10_000, monkeypatch)
+    ticks = iter(range(100))
+    monkeypatch.setattr(speedrun, "clock", lambda device: float(next(ticks)))  # every epoch takes a second
+    job = planned(Job("standard", "tiny", 3.5, 0, "small"), 10_000, monkeypatch)
     assert speedrun.train(job, images, CPU)
     done = known(job)
-    assert done["done"] and 0.5 < done["spent"] < 2.5 and done["points"][-1]["seconds"] == done["spent"]
+    assert done["done"] and done["spent"] == 4.0
+    assert done["points"] == [{"point": 4, "epoch": 4, "seconds": 4.0, "loss": done["points"][0]["loss"]}]
+
+
+def test_a_training_that_diverges_is_done_and_what_it_passed_is_kept(here, images, monkeypatch):
+    job = planned(Job("standard", "tiny", 1e6, 0, "small"), 4, monkeypatch)
+    monkeypatch.setattr(speedrun.Training, "run_epoch", diverging(speedrun.Training.run_epoch, 2))
+    assert speedrun.train(job, images, CPU)
+    done = known(job)
+    assert done["done"] and "no longer" in done["diverged"]
+    assert [(p["point"], p["epoch"]) for p in done["points"]] == [(1, 1), (2, 2)]
+
+
+def diverging(run_epoch, after: int):
+    def run(training, on_step=None):
+        if training.epoch == after:
+            raise uf.UnfooledError("A weight was no longer finite.")
+        return run_epoch(training, on_step)
+
+    return run
 
 
 def test_a_training_stopped_and_gone_on_with_is_the_undisturbed_one(here, images, monkeypatch):
@@ -120,26 +142,31 @@ def test_scores_are_those_of_the_weights_and_are_not_made_twice(here, images, mo
 
 def test_the_table_averages_seeds_and_counts_images_once(here, images, monkeypatch):
     piece = {
-        "recipe": "n-fgsm", "net": "tiny", "budget": 60.0, "scale": "small", "epoch": 2, "seconds": 59.0, "loss": 1.0,
+        "recipe": "n-fgsm", "net": "tiny", "budget": 60.0, "scale": "small", "point": 4, "seconds": 59.0, "loss": 1.0,
         "device": "CPU, one thread", "images": "test", "suite": "standard", "status": "trusted",
     }  # fmt: skip
     for seed, robust in ((0, [1.0, 0.0, 0.0, 1.0]), (1, [1.0, 0.0, 0.0, 0.0])):
+        piece["epoch"] = 2 + seed  # the same point of the curve, an epoch later
         for begin in (0, 4):
             path = here / "runs" / f"job-{seed}" / f"score-2-test-{begin}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps({**piece, "seed": seed, "clean": [True] * 4, "robust": robust}))
+    diverged = here / "runs" / "slow-1" / "training.json"
+    diverged.parent.mkdir()
+    diverged.write_text(json.dumps({"diverged": "The loss became nan."}))
     monkeypatch.setattr(results, "write", lambda table, case, entry: written.__setitem__(case, entry))
     written: dict[str, dict] = {}
     speedrun.write(here / "runs")
-    robust = written["small, tiny, n-fgsm, 60, 2, test, robust"]
+    robust = written["small, tiny, n-fgsm, 60, 4, test, robust"]
     assert robust["ours"] == 3 / 8 and robust["n"] == 8 and robust["by_seed"] == {"0": 0.5, "1": 0.25}
     low, high = robust["interval"]
     assert 0 < low < 3 / 8 < high < 1 and high - low > 0.3
-    assert written["small, tiny, n-fgsm, 60, 2, test, clean"]["ours"] == 1
-    assert "not comparable" in robust["note"]
+    assert written["small, tiny, n-fgsm, 60, 4, test, clean"]["ours"] == 1
+    assert "not comparable" in robust["note"] and "epochs 2 and 3" in robust["note"]
+    assert written["slow-1, diverged"]["note"] == "The loss became nan."
     (here / "runs" / "job-1" / "score-2-test-4.json").unlink()
     speedrun.write(here / "runs")
-    assert written["small, tiny, n-fgsm, 60, 2, test, robust"]["by_seed"] == {"0": 0.5}
+    assert written["small, tiny, n-fgsm, 60, 4, test, robust"]["by_seed"] == {"0": 0.5}
 
 
 def test_a_share_is_a_mean_over_images_of_means_over_seeds():
