@@ -16,16 +16,18 @@ import torch
 from safetensors.torch import load_file
 
 import unfooled as uf
-from unfooled import report
+from unfooled import harden, report
 from unfooled.cli import _progress
 from unfooled.cli._app import call
 from unfooled.core.fit import Step
+from unfooled.core.result import Finding
 from unfooled.evaluate import hardened
-from unfooled.evaluate.hardened import Worn, halves, harden_target
+from unfooled.evaluate.hardened import Proof, Worn, halves, harden_target
 
 WORDS = [
     "harden", "digits-cnn", "--recipe", "n-fgsm", "--epochs", "4", "--suite", "quick", "--limit", "200",
     "--smoothing", "0.05", "--augment", "cutout(2)", "--extra", "digits", "--mix", "0.2", "--ema", "0.9",
+    "--schedule", "onecycle",
 ]  # fmt: skip
 
 
@@ -36,13 +38,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def words_with(option: str, value: str) -> list[str]:
+    """The words of the run, with another value of an option."""
+    return [value if before == option else word for before, word in zip(["", *WORDS], WORDS, strict=False)]
+
+
 def test_it_is_harder_after_than_before_by_the_same_evaluation(made: Path) -> None:
     before, after = (json.loads((made / when / "summary.json").read_text()) for when in ("before", "after"))
     assert before["n"] == after["n"] == 200 and before["suite"] == after["suite"]
     assert after["robust_accuracy"] > before["robust_accuracy"] + 0.1
     told = json.loads((made / "harden.json").read_text())
     assert len(told["epochs"]) == 4 and sum(e["chosen"] for e in told["epochs"]) == 1
-    assert "--recipe n-fgsm" in told["command"]
+    assert "--recipe n-fgsm" in told["command"] and "onecycle" not in told["command"]  # a default repeats nothing
     assert told["settings"]["augment"] == "cutout(2)"
     assert {k: told["settings"]["recipe"][k] for k in ("smoothing", "mix", "ema")} == {
         "smoothing": 0.05, "mix": 0.2, "ema": 0.9,
@@ -62,6 +69,8 @@ def test_the_page_shows_what_was_gained_how_and_for_how_much(made: Path) -> None
     assert "de Jorge et al. 2022" in page and "images a second" in page and "--recipe n-fgsm" in page
     assert page.count('<article class="card">') == 8 and page.count("stands</span>") == 4
     assert page.count("<tr><td") + page.count('<tr class="chosen">') == 4
+    assert "adversarial accuracy" in page and "error" not in page
+    assert '<tr><th scope="row">extra</th><td>digits</td></tr>' in page and "for 4 epochs" in page
     assert "<script" not in page and "http://" not in page and "https://" not in page
     assert (made / "training.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -78,6 +87,98 @@ def test_the_page_escapes_what_others_named_and_says_alarms(made: Path) -> None:
     assert "No alarm" in report.hardened.render(proof, b"", written="")
 
 
+def evaluation(stands: list[bool], *, clean: list[bool] | None = None, **more: object) -> uf.Evaluation:
+    right = clean or [True] * len(stands)
+    x = torch.zeros(len(stands), 1, 2, 2)
+    return uf.Evaluation(
+        x=x, y=torch.zeros(len(x), dtype=torch.int64), x_adv=x, clean=torch.tensor(right),
+        robust=torch.tensor(stands), threat="linf(0.1)", suite="quick", **{"status": "trusted", "reasons": [], **more},
+    )  # fmt: skip
+
+
+def test_what_did_not_help_is_said_so_and_why_numbers_are_in_doubt() -> None:
+    line = harden.Line(1, 1.0, 0.1, 0.9, 0.5, 0.5, 1.0)
+    training = harden.Hardened((line,), 1, (), "clean", 20, "pgd()", "fgsm()", "linf(0.1)", {"objective": "ibp"})
+
+    def proof(before: uf.Evaluation, after: uf.Evaluation) -> Proof:
+        return Proof(uf.targets.resolve("digits-cnn"), training, before, after)
+
+    def half(n: int) -> list[bool]:
+        return [i < n for i in range(100)]
+
+    cases = (
+        (half(20), half(60), half(100), ""),
+        (half(20), half(21), half(100), "did not help measurably: robust accuracy changed by +1.0 points (-"),
+        (half(40), half(10), half(100), "Hardening did harm: robust accuracy changed by -30.0 points (-"),
+        (
+            half(20),
+            half(40),
+            half(50),
+            "cost more clean accuracy than it gained: robust accuracy changed by +20.0 points",
+        ),
+    )
+    for stood, stands, clean, said in cases:
+        made = proof(evaluation(stood), evaluation(stands, clean=clean))
+        assert said in made.sentence() and (made.doubt() == "") == (said == "")
+        assert made.doubt() in report.hardened.render(made, b"", written="")
+    finding = Finding("A1", "gradients vanish", "Of 100 gradients 90 were <zero>.", "suspect")
+    doubted = {"status": "suspect", "reasons": ["gradients vanish"], "findings": [finding]}
+    held = {"status": "withheld", "reasons": ["it answers at random"]}
+    both = proof(evaluation(half(20), **held), evaluation(half(30), **doubted))
+    assert "before: withheld: it answers at random; after: at most 30.0%" in both.sentence()
+    assert "suspect: gradients vanish" in both.sentence() and both.doubt() == ""
+    page = report.hardened.render(both, b"", written="")
+    assert (
+        "withheld: it answers at random" in page and "<b>after</b>, suspect: Of 100 gradients 90 were &lt;zero" in page
+    )
+    assert "for 1 epoch," in page and "interval bounds not counted" in page
+    assert "interval bounds" not in report.hardened.render(
+        replace(both, training=replace(training, settings={"objective": "pgd"})), b"", written=""
+    )
+
+
+def test_test_rows_and_validation_rows_are_not_trained_on_and_universals_do_not_see_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    train, test = uf.load_data("digits", split="train", limit=120), uf.load_data("digits", limit=30)
+    leaky = uf.Data(torch.cat([train.x, test.x[:3]]), torch.cat([train.y, test.y[:3]]))
+    extra = uf.Data(torch.cat([train.x, test.x[:5]]), torch.cat([train.y, test.y[:5]]))  # validation rows too
+    given: dict[str, uf.Data] = {}
+    learned: list[torch.Tensor] = []
+
+    def spy(module: torch.nn.Module, data: uf.Data, objective: object, **how: object) -> harden.Hardened:
+        given.update(train=data, extra=how["extra"], validation=how["validation"])
+        return harden.fit(module, data, objective, **how)
+
+    def rows(x: torch.Tensor) -> set[bytes]:
+        return {row.numpy().tobytes() for row in x}
+
+    def learn(target: uf.Target, x: torch.Tensor, threat: uf.Ball, **how: object) -> SimpleNamespace:
+        learned.append(x)
+        return SimpleNamespace(delta=torch.zeros(x.shape[1:]))
+
+    monkeypatch.setattr(hardened, "universal", learn)
+    monkeypatch.setattr(hardened, "LEARNED", 50)
+    proof = harden_target(
+        uf.targets.resolve("digits-cnn"), leaky, test, uf.linf(0.1), recipe="universal", epochs=1, suite="fgsm()",
+        limit=2, extra=extra, train_by=spy,
+    )  # fmt: skip
+    assert proof.notes == (
+        "Not trained on, for test or validation data hold the same: 3 training rows and 25 extra rows.",
+    )
+    assert proof.after.n == 2 and len(given["validation"]) == 20 and proof.training.notes == ()
+    assert rows(given["train"].x) == rows(given["extra"].x) == rows(train.x) - rows(given["validation"].x)
+    assert rows(learned[0]) < rows(given["train"].x) and len(learned[0]) == 50
+    first = rows(given["train"].x[:50])
+    assert rows(learned[0]) != first
+    assert proof.notes[0] in report.hardened.render(proof, b"", written="")
+    clean = harden_target(
+        uf.targets.resolve("digits-cnn"), train, test, uf.linf(0.1), recipe="standard", epochs=1, suite="fgsm()",
+        limit=2,
+    )  # fmt: skip
+    assert clean.notes == ()
+
+
 def test_the_weights_are_those_that_were_measured(made: Path) -> None:
     target = uf.targets.resolve("digits-cnn", weights=made / "hardened.safetensors")
     found = uf.evaluate(target, "digits", threat=uf.linf(0.1), suite="quick", limit=200)
@@ -92,9 +193,21 @@ def test_a_finished_hardening_resumed_says_the_same(made: Path, capsys: pytest.C
     before = (made / "hardened.safetensors").read_bytes()
     assert call([*WORDS, "--resume", str(made)]) == 0
     assert (made / "hardened.safetensors").read_bytes() == before
-    other = [w.replace("n-fgsm", "pgd") for w in WORDS]
-    assert call([*other, "--resume", str(made)]) == 2
-    assert "another objective" in capsys.readouterr().err
+    reports = (made / "before" / "summary.json").read_bytes()
+    for option, value, was in (
+        ("--recipe", "pgd", "n-fgsm"), ("--limit", "100", "200"), ("--suite", "standard", "quick"),
+        ("--smoothing", "0.1", "0.05"), ("--epochs", "3", "4"),
+    ):  # fmt: skip
+        assert call([*words_with(option, value), "--resume", str(made)]) == 2
+        assert f"{option} is {value} here and {was} in {made}" in capsys.readouterr().err.replace("\n", " ")
+    for more, said in (
+        (["--seed", "1"], "--seed is 1 here and 0 in"),
+        (["--test", "digits"], "--test is digits here and not given in"),
+        (["--wear", "median(3)"], "--wear is median(3) here and not given in"),
+    ):  # fmt: skip
+        assert call([*WORDS, *more, "--resume", str(made)]) == 2
+        assert said in capsys.readouterr().err.replace("\n", " ")
+    assert (made / "before" / "summary.json").read_bytes() == reports
 
 
 MODULES = """
@@ -122,6 +235,15 @@ class Hiccup(nn.Module):
 
 def hopeless():
     return Hiccup(range(10**9))
+
+def broken():
+    module = net()
+    module[1].weight.data[3, 5] = float("nan")
+    return module
+
+class Mute(Hiccup):
+    def forward(self, x):
+        return self.net(x) * float("nan")
 """
 
 
@@ -132,7 +254,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "nets.py").write_text(MODULES)
     data = uf.load_data("digits", split="train")
     pixels, y = (data.x * 255).round().to(torch.uint8).numpy().transpose(0, 2, 3, 1)[:100], data.y.numpy()[:100]
-    for name, labels in (("good", y), ("one", y * 0), ("more", np.where(np.arange(100) == 7, 10, y))):
+    for name, labels in (("good", y), ("one", y * 0), ("more", np.where(np.arange(100) == 7, 10, y)),
+                         ("below", np.where(np.arange(100) == 7, -1, y))):  # fmt: skip
         np.savez(folder / f"{name}.npz", images=pixels, labels=labels)
     return folder
 
@@ -148,8 +271,16 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["digits-cnn", "--threat", "linf"], "is no threat"),
         (["digits-cnn", "--budget", "0.001s", "--limit", "20", "--suite", "quick"], "holds no epoch"),
         (["digits-cnn", "OWN/one.npz"], "one label"),
-        (["digits-cnn", "OWN/more.npz"], "classes 0 to 9"),
-        (["digits-cnn", "OWN/good.npz", "--extra", "OWN/more.npz"], "classes 0 to 9"),
+        (["digits-cnn", "OWN/more.npz"], "label 10 of more.npz[7] is none of the module's classes 0 to 9;"),
+        (["digits-cnn", "OWN/good.npz", "--extra", "OWN/more.npz"], "label 10 of more.npz[7]"),
+        (["digits-cnn", "OWN/below.npz"], "below.npz: Label -1 (example 7)"),
+        (["OWN/nets.py:broken", "OWN/good.npz"], "weights in module.1.weight are not all finite"),
+        (["OWN/nets.py:Mute", "OWN/good.npz"], "NaN"),
+        (["digits-cnn", "--recipe", "gaussian", "--threat", "linf(0.1)"], "Gaussian noise is for threats in L2"),
+        (["digits-cnn", "--recipe", "n-fgsm", "--threat", "l2(0.1)"], "knows Linf alone"),
+        (["digits-cnn", "--suite", "quik"], "There is no suite 'quik'; there are"),
+        (["digits-cnn", "--test", "OWN/good.npz", "OWN/good.npz"], "Every training row is a test"),
+        (["digits-cnn", "--lr", "0"], "--lr"),
         (["OWN/nets.py:frozen", "OWN/good.npz"], "no parameter that training could change"),
         (["OWN/nets.py:bare", "OWN/good.npz"], "no parameter that training could change"),
         (["OWN/nets.py:hopeless", "OWN/good.npz", "--suite", "quick"], "loss became nan in epoch 1"),
@@ -161,9 +292,21 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_bad_input_is_one_sentence(
-    words: list[str], said: str, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    said: str,
+    own: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def unmeasured(*_: object, **__: object) -> None:
+        raise AssertionError("bad words are refused before anything is measured")
+
+    late = "OWN/nets.py:hopeless" in words  # that shows while it is trained
+    if not late:
+        monkeypatch.setattr(hardened, "evaluate", unmeasured)
     assert call(["harden", *(w.replace("OWN", str(own)) for w in words), "--out", str(tmp_path / "run")]) == 2
+    assert (tmp_path / "run").exists() == late
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in error and error.startswith("unfooled: ")
 
@@ -180,7 +323,8 @@ def test_a_loss_that_fails_once_is_rolled_back_and_told(
     words = [f"{own}/nets.py:Hiccup", "digits", "--recipe", "standard", "--epochs", "3", "--limit", "20"]
     assert call(["harden", *words, "--suite", "quick", "--out", str(tmp_path / "run")]) == 0
     said = "The loss was not finite in epoch 2: back to the last good epoch, and on with 0.5 of the learning rate"
-    assert said in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert said in out and "threat: linf(0.1), the default" in out
     assert said in (tmp_path / "run" / "report.html").read_text()
     told = json.loads((tmp_path / "run" / "harden.json").read_text())
     assert [line["epoch"] for line in told["epochs"]] == [1, 2, 3]

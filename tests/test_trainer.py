@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -206,16 +207,21 @@ def test_memory_does_not_grow_with_the_steps_of_the_attack_and_no_example_is_kep
 
 
 def test_alarms_are_about_what_the_lines_say() -> None:
-    log = trainer._Log("adversarial")
+    log = trainer._Log("adversarial", 500, 10)
     for epoch, (weak, strong) in enumerate([(0.5, 0.4), (0.55, 0.45)], 1):
         assert log.add(Line(epoch, 1.0, 0.1, 0.9, weak, strong, 1.0)).alarm == ""
     assert log.add(Line(3, 0.9, 0.1, 0.95, 0.9, 0.02, 1.0)).alarm == "catastrophic overfitting"
     assert log.ended(None) and log.best == 2 and "N-FGSM" in log.alarms[0]
-    slow = trainer._Log("adversarial")
-    for epoch, strong in enumerate([0.5, 0.45, 0.44, 0.43, 0.42, 0.41], 1):
-        line = slow.add(Line(epoch, 1.0 - 0.1 * epoch, 0.1, 0.9, strong + 0.05, strong, 1.0))
-    assert line.alarm == "robust overfitting" and not slow.ended(None) and slow.best == 1
-    steady = trainer._Log("adversarial")
+    for n, said in ((1000, "robust overfitting"), (100, "")):  # of 100 rows, 41 instead of 50 may be chance
+        slow = trainer._Log("adversarial", n, 10)
+        for epoch, strong in enumerate([0.5, 0.45, 0.44, 0.43, 0.42, 0.41], 1):
+            line = slow.add(Line(epoch, 1.0 - 0.1 * epoch, 0.1, 0.9, strong + 0.05, strong, 1.0))
+        assert line.alarm == said and not slow.ended(None) and slow.best == 1
+    for best, said in ((0.3, "catastrophic overfitting"), (0.1, "")):  # one of ten classes is right by chance
+        chance = trainer._Log("adversarial", 500, 10)
+        chance.add(Line(1, 1.0, 0.1, 0.3, best, best, 1.0))
+        assert chance.add(Line(2, 1.0, 0.1, 0.9, 0.8, 0.01, 1.0)).alarm == said
+    steady = trainer._Log("adversarial", 500, 10)
     for epoch in range(1, 12):
         assert steady.add(Line(epoch, 1.0 / epoch, 0.1, 0.9, 0.5, 0.45 + 0.001 * (epoch % 3), 1.0)).alarm == ""
 
@@ -242,6 +248,62 @@ def test_bad_input_is_one_sentence() -> None:
     refuse("no augmentation", linear(), x, y, augment="flip")
     refuse("cannot be cut", linear(), x, y, augment="flips")
     refuse("choose is", linear(), x, y, choose="best")
+    refuse("is no threat", linear(), x, y, threat="linf")
+    refuse("is no threat", linear(), x, y, threat=0.1)
+    refuse("no attack 'pdg'", linear(), x, y, judge="pdg()")
+    refuse("no attack 'fgms'", linear(), x, y, weak="fgms()")
+    wrong = torch.where((torch.arange(60) == 3) | (torch.arange(60) == 5), 3, y)
+    refuse("label 3 of row 3 is none of .* nor are those of 1 more row", linear(), x, wrong)
+    named = uf.Data(x, torch.where(torch.arange(60) == 3, 3, y), files=tuple(f"own.npz[{i}]" for i in range(60)))
+    refuse(r"label 3 of own.npz\[3\] is none of the module's classes 0 to 1;", linear(), x, y, extra=named)
+    broken = linear()
+    broken.bias.data[1] = float("nan")
+    refuse("weights in bias are not all finite", broken, x, y)
+    mute = linear()
+    mute.register_forward_hook(lambda m, given, scores: scores * float("nan"))
+    refuse("answers NaN", mute, x, y)
+    for objective, said in (("pdg", "Did you mean 'pgd'"), ("universal", "needs rounds"), (3, "3 is no objective")):
+        with pytest.raises(uf.InputError, match=said):
+            trainer.fit(linear(), (x, y), objective, threat=BALL, validation=20)
+
+
+def test_words_mean_what_they_name() -> None:
+    x, y = strong_and_weak_features(200)
+    recipe = Recipe(epochs=4, batch_size=64, lr=0.03)
+    made = harden.way("fgsm-rs").objective(BALL, ramp=round(trainer.RAMP * 4 * 3))  # 180 rows are trained on
+    weights = []
+    for objective, threat, judge in ((made, BALL, uf.attacks.pgd(steps=3)), ("fgsm-rs", "linf(0.1)", "pgd(steps=3)")):
+        module = linear()
+        done = trainer.fit(module, (x, y), objective, threat=threat, recipe=recipe, judge=judge, choose="last")
+        weights.append(module.weight)
+    assert torch.equal(*weights)
+    assert done.settings["objective"] == "fgsm-rs" and (done.judge, done.threat) == ("pgd(steps=3)", "linf(0.1)")
+    with pytest.raises(uf.InputError, match="N-FGSM knows Linf alone"):
+        trainer.fit(linear(), (x, y), "n-fgsm", threat="l2(0.1)")
+    few = trainer.fit(linear(), (x[:40], y[:40]), "free", threat=BALL, patience=1)
+    assert few.settings["recipe"]["replays"] == 4
+
+
+def test_what_judges_is_not_trained_on() -> None:
+    x, y = strong_and_weak_features(120)
+    once, near = Recipe(epochs=1, batch_size=100, mix=0.5), x[:20].clone()
+    near[:, 3] = 0.5001  # almost the same rows
+    said = "Not trained on, for test or validation data hold the same: "
+    for judged, images, notes in (
+        (x[:20], 200, (f"{said}20 training rows and 1 extra row.",)), (near, 240, ()),
+    ):  # fmt: skip
+        done = trainer.fit(
+            linear(), (x, y), objectives.standard(), threat=BALL, recipe=replace(once, batch_size=2 * len(x)),
+            validation=(judged, y[:20]), extra=(x[19:60], y[19:60]),
+        )  # fmt: skip
+        assert (done.best.images, done.notes) == (images, notes)
+        assert (said in done.sentence()) == bool(notes)
+    with pytest.raises(uf.InputError, match="Every extra row is a test or validation row too"):
+        trainer.fit(
+            linear(), (x, y), objectives.standard(), threat=BALL, validation=(near, y[:20]), extra=(near, y[:20])
+        )
+    one = trainer.fit(linear(), (x, y), objectives.standard(), threat=BALL, recipe=once, validation=(near[:1], y[:1]))
+    assert "accuracy on 1 row that" in one.sentence() and "chosen by adversarial accuracy" in one.sentence()
 
 
 def test_a_training_interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -265,17 +327,32 @@ def test_a_training_interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Pa
     done = trainer.fit(module, (x, y), objectives.adversarial(STEP, BALL), out=tmp_path / "t", resume=True, **how)
     assert torch.equal(module.weight, whole.weight) and torch.equal(module.bias, whole.bias)
     assert [(n.loss, n.strong) for n in done.lines] == [(n.loss, n.strong) for n in want.lines]
-    with pytest.raises(uf.InputError, match="another recipe"):
-        trainer.fit(
-            linear(),
-            (x, y),
-            objectives.standard(),
-            out=tmp_path / "t",
-            resume=True,
-            **how | {"recipe": Recipe(epochs=7)},
-        )
+    for other, said in (
+        ({"recipe": replace(how["recipe"], lr=0.02)}, "begun with lr 0.03, not 0.02"),
+        ({"recipe": replace(how["recipe"], seed=1)}, "begun with seed 0, not 1"),
+        ({"name": "p"}, "begun with objective o, not p"),
+        ({"validation": 99}, "begun with another data"),
+    ):
+        with pytest.raises(uf.InputError, match=said):
+            trainer.fit(linear(), (x, y), objectives.standard(), out=tmp_path / "t", resume=True, **how | other)
     with pytest.raises(uf.InputError, match="exists already"):
         trainer.fit(linear(), (x, y), objectives.standard(), out=tmp_path / "t", **how)
+
+    def halt(*_: object) -> torch.Tensor:
+        raise Enough
+
+    with pytest.raises(Enough):
+        trainer.fit(linear(), (x, y), halt, out=tmp_path / "first", **how)
+    (tmp_path / "first" / "state-0001.safetensors").write_bytes(b"killed before the index was written")
+    module = linear()
+    trainer.fit(module, (x, y), objectives.adversarial(STEP, BALL), out=tmp_path / "first", resume=True, **how)
+    assert torch.equal(module.weight, whole.weight)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "weights.safetensors").write_bytes(b"mine")
+    for other in ("mine", "nowhere"):
+        with pytest.raises(uf.InputError, match=r"training\.json cannot be read"):
+            trainer.fit(linear(), (x, y), objectives.standard(), out=tmp_path / other, resume=True, **how)
+    assert (tmp_path / "mine" / "weights.safetensors").read_bytes() == b"mine"
 
 
 KILLED = """

@@ -1,9 +1,10 @@
 """`unfooled harden`: from a classifier to a harder one, with the same evaluation before and after."""
 
 import functools
+import inspect
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _Training = Parameter(group="Training")
 _Target = Parameter(group="Target and data")
+
+_ASIDE = ("out", "resume", "device", "workers", "engine", "data_dir")  # what decides nothing of the proof
 
 
 def harden(
@@ -148,6 +151,13 @@ def harden(
         (workers, "--workers"),
     ):
         _words.at_least_one(value, option)
+    for share, option in ((ema, "--ema"), (smoothing, "--smoothing"), (mix, "--mix")):
+        if share is not None and not (0 < share < 1 or (share == 0 and option != "--mix")):
+            raise InputError(
+                f"{option} is a share {'above' if option == '--mix' else 'from'} 0 to below 1, not {share:g}."
+            )
+    if lr is not None and not lr > 0:
+        raise InputError(f"--lr must be positive, not {lr:g}.")
     if mix is not None and extra is None:
         raise InputError("--mix is the share of every batch that comes from --extra; name those data too.")
     inputs = _words.Inputs.of(given | {"reject": None, "limit": None})
@@ -156,11 +166,15 @@ def harden(
     from torch import nn
 
     from unfooled.core import record
+    from unfooled.core.augment import augment as read_augmentation
     from unfooled.harden import bare, way
 
     way(recipe)
-    if resume is not None and not resume.is_dir():
-        raise InputError(f"There is no hardening in {resume} to go on with; give the folder of one that was stopped.")
+    if augment is not None:
+        read_augmentation(augment)
+    told = _told(given)
+    if resume is not None:
+        _must_match(resume, told)
     folder = resume or (record.check_free(out) if out is not None else record.default_out(given))
 
     from unfooled import report
@@ -182,16 +196,20 @@ def harden(
             train, held = halves(examples, seed)
         if test is not None:
             train, held = (examples if name not in DATASETS else train), load_data(test, data_dir=data_dir)
+        unsaid = f"threat: {ball!r}, {'of the model card' if target in ZOO else 'the default'}"
+        command = _words.command_line("harden", ("target", "data"), _chosen(given))
         if resume is None:
-            record.new_run(folder)
+            record.write_json(record.new_run(folder) / "run.json", {"format": 1, "command": command, "words": told})
 
         def tell(line: "Line") -> None:
             live.note(
-                f"epoch {line.epoch}: loss {line.loss:.4f}, clean {line.clean:.1%}, adversarial {line.strong:.1%}"
+                f"epoch {line.epoch}: loss {line.loss:.4f}, accuracy {line.clean:.1%}, adversarial {line.strong:.1%}"
                 + (f", {line.alarm}" if line.alarm else "")
             )
 
         live.say(f"hardening {model.name}")
+        if threat is None:
+            live.note(unsaid)
         wanted = {
             "lr": lr, "batch_size": batch_size, "precision": precision, "schedule": schedule, "ema": ema,
             "smoothing": smoothing, "mix": mix, "compiled": compile,
@@ -199,31 +217,64 @@ def harden(
         more = None if extra is None else load_data(extra, split="train", data_dir=data_dir)
         try:
             proof = harden_target(
-                model, train, held.take(limit), ball, recipe=recipe, budget=most, epochs=epochs, choose=choose,
-                settings={k: v for k, v in wanted.items() if v is not None}, patience=patience, suite=suite, seed=seed,
-                out=folder / "training", resume=(folder / "training" / "training.json").exists(), augment=augment,
+                model, train, held, ball, recipe=recipe, budget=most, epochs=epochs, choose=choose,
+                settings={k: v for k, v in wanted.items() if v is not None}, patience=patience, suite=suite,
+                limit=limit, seed=seed, out=folder / "training",
+                resume=(folder / "training").exists(), augment=augment,
                 extra=more, on_line=tell, on_step=live.training, progress=live, train_by=_trainer(workers, engine),
             )  # fmt: skip
         except BaseException:
-            if resume is None and not any(folder.iterdir()):  # refused before anything was made
-                folder.rmdir()
+            if resume is None:
+                record.forget(folder, useless=True)  # where nothing was made
             raise
         record.write_bytes(folder / "hardened.safetensors", proof.weights())
-        command = _words.command_line("harden", ("target", "data"), given, without=("out", "resume"))
         record.write_json(folder / "harden.json", {
-            "sentence": proof.sentence(), "training": proof.training.sentence(), "epochs": proof.training.rows(),
-            "settings": proof.training.settings,
+            "sentence": proof.sentence(), "notes": proof.notes, "training": proof.training.sentence(),
+            "epochs": proof.training.rows(), "settings": proof.training.settings,
             "cost": proof.training.cost(), "command": command,
             "gains": None if proof.before.withheld or proof.after.withheld else proof.gains(),
         })  # fmt: skip
         for when, found in (("before", proof.before), ("after", proof.after)):
             if not (folder / when).exists():
                 report.write(found, folder / when)
-        page = report.write_hardened(proof, folder, command=command)
-    lines = [proof.training.sentence(), proof.sentence(), f"weights: {folder / 'hardened.safetensors'}"]
+        page = report.write_hardened(proof, folder, command=command, options=told)
+    lines = [unsaid] if threat is None else []
+    lines += [f"note: {note}" for note in proof.notes]
+    lines += [proof.training.sentence(), proof.sentence(), f"weights: {folder / 'hardened.safetensors'}"]
     lines += [f"report: {page}"]
     sys.stdout.write("".join(f"{safe_text(line)}\n" for line in lines))
     return proof.after.exit_code()
+
+
+def _chosen(given: dict[str, Any]) -> dict[str, Any]:
+    """Return target, data and the options that are not at their defaults; not where the result goes."""
+    usual = {name: each.default for name, each in inspect.signature(harden).parameters.items()}
+    return {
+        name: value
+        for name, value in given.items()
+        if name in ("target", "data") or (value != usual[name] and name not in ("out", "resume"))
+    }
+
+
+def _told(given: dict[str, Any]) -> dict[str, Any]:
+    """Return what decides the proof among the arguments, as JSON."""
+    return {k: str(v) if isinstance(v, Path) else v for k, v in given.items() if k not in _ASIDE}
+
+
+def _must_match(folder: Path, told: dict[str, Any]) -> None:
+    """Raise InputError where the hardening in a folder was begun with other words."""
+    from unfooled.core import record
+
+    begun = record.read_json(folder / "run.json").get("words") if (folder / "run.json").is_file() else None
+    if not isinstance(begun, dict):
+        raise InputError(f"There is no hardening in {folder} to go on with; give the folder of one that was stopped.")
+    for name, value in told.items():
+        if value != begun.get(name):
+            here, there = (
+                _words.listed(each) if each is not None else "not given" for each in (value, begun.get(name))
+            )
+            option = name if name in ("target", "data") else f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} is {here} here and {there} in {folder}; give the words that it was begun with.")
 
 
 def _trainer(workers: int | None, engine: str) -> "Callable[..., Hardened]":

@@ -77,6 +77,11 @@ class Data:
         files = self.files[:limit] if self.files else None
         return replace(self, x=self.x[:limit], y=self.y[:limit], files=files)
 
+    def only(self, rows: Tensor) -> "Data":
+        """Return the examples at the places `rows`, int64 [k], in that order."""
+        files = tuple(self.files[i] for i in rows.tolist()) if self.files else None
+        return replace(self, x=self.x[rows.to(self.x.device)], y=self.y[rows.to(self.y.device)], files=files)
+
     def fingerprint(self) -> str:
         """Return the SHA-256 of shape, pixels and labels, as hexadecimal text."""
         digest = hashlib.sha256(repr(tuple(self.x.shape)).encode())
@@ -542,7 +547,10 @@ def _from_arrays(
     """Return checked Data from images NHW, NHWC or NCHW and labels; only the first `limit` are converted."""
     if images.ndim == 0 or len(images) == 0:
         raise InputError(f"{name} holds no images.")
-    y, said = as_labels(labels, len(images))
+    try:
+        y, said = as_labels(labels, len(images))
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from None
     x = torch.from_numpy(np.ascontiguousarray(_pixels(_channels_first(images[:limit], name), name)))
     return _checked(x, y[:limit], Data(x, y[:limit], name, classes, None, (said,) if said else ()), bounds)
 

@@ -1,9 +1,8 @@
 """From a target to a harder one with the proof: trained within a budget, and measured before and after."""
 
 import copy
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from unfooled import harden
-from unfooled.attacks import SUITES, universal
+from unfooled.attacks import universal
 from unfooled.core.augment import augment as read_augmentation
 from unfooled.core.data import Data
 from unfooled.core.fit import Augment, Objective, Recipe, Step, Training
 from unfooled.core.result import Evaluation, Progress
 from unfooled.core.target import Target
 from unfooled.core.threat import Ball
-from unfooled.errors import InputError, nearest
-from unfooled.evaluate.measure import evaluate
+from unfooled.errors import InputError
+from unfooled.evaluate.measure import _suite, evaluate
+from unfooled.harden.trainer import RAMP, apart, counted, left_out, must_match, split, steps
 from unfooled.stats import mean_interval
 
-RAMP = 0.1
-"""Share of all steps over which the radius grows."""
-
+LEARNED = 2000  # rows that a universal perturbation is learned on
 TRIAL = 3  # steps that are timed on a copy to see how many epochs a budget holds
 MOST = 200  # epochs of a budgeted training at most
 JUDGE_PASSES = 13  # that judging an epoch takes for a validation row: ten steps, one step, and looks at what they made
@@ -32,28 +30,47 @@ JUDGE_PASSES = 13  # that judging an epoch takes for a validation row: ten steps
 
 @dataclass(frozen=True)
 class Proof:
-    """A hardened target, how its training went, and the same evaluation of it before and after."""
+    """A hardened target, how its training went, and the same evaluation of it before and after.
+
+    `notes` are sentences about what was left out of training.
+    """
 
     target: Target
     training: harden.Hardened
     before: Evaluation
     after: Evaluation
+    notes: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        """Return what hardening gained and what it cost, with 95% intervals over the choice of examples."""
+        """Return what hardening gained and cost, with 95% intervals over the choice of examples, and the verdicts."""
         b, a = self.before, self.after
 
         def share(value: float, interval: tuple[float, float]) -> str:
             return f"{value:.1%} ({interval[0]:.1%} to {interval[1]:.1%})"
 
         def robust(found: Evaluation) -> str:
-            return found.verdict if found.withheld else f"at most {share(found.robust_accuracy, found.robust_interval)}"
+            known = "" if found.withheld else f"at most {share(found.robust_accuracy, found.robust_interval)}, "
+            return f"{known}{found.verdict}"
 
-        return (
-            f"Robust accuracy under {a.threat} {robust(b)} before and {robust(a)} after ({a.status}); clean accuracy "
+        told = (
+            f"Robust accuracy under {a.threat} before: {robust(b)}; after: {robust(a)}; clean accuracy "
             f"{share(b.clean_accuracy, b.clean_interval)} before and {share(a.clean_accuracy, a.clean_interval)} after "
             f"(n = {a.n}, suite {a.suite})."
         )
+        return f"{told} {self.doubt()}".rstrip()
+
+    def doubt(self) -> str:
+        """Return in a sentence that hardening gained no robust accuracy, or less than it cost; "" where it did more."""
+        if self.before.withheld or self.after.withheld:
+            return ""
+        (robust, low, high), (clean, *_) = self.gains()
+        change = f"robust accuracy changed by {100 * robust:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
+        cost = f"clean accuracy by {100 * clean:+.1f}"
+        if high < 0:
+            return f"Hardening did harm: {change}, {cost}."
+        if low <= 0:
+            return f"Hardening did not help measurably: {change}, which chance alone may bring, and {cost}."
+        return f"It cost more clean accuracy than it gained: {change}, {cost}." if -clean > robust else ""
 
     def gains(self) -> list[tuple[float, float, float]]:
         """Return how much robust and clean accuracy grew on the same examples: each with its 95% interval."""
@@ -85,10 +102,8 @@ def halves(data: Data, seed: int = 0) -> tuple[Data, Data]:
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     cut = len(data) // 5
     if cut < 1:
-        raise InputError(f"{len(data)} examples are too few to train on some and measure on others; give five or more.")
-    parts = (order[cut:], order[:cut])
-    train, test = (replace(data, x=data.x[rows], y=data.y[rows], files=None) for rows in parts)
-    return train, test
+        raise InputError(f"{counted(len(data), 'example')} cannot be trained on and measured on; give five or more.")
+    return data.only(order[cut:]), data.only(order[:cut])
 
 
 class Worn(nn.Module):
@@ -119,6 +134,7 @@ def harden_target(
     choose: harden.Choose = "adversarial",
     patience: int | None = None,
     suite: str = "standard",
+    limit: int | None = None,
     seed: int = 0,
     out: Path | str | None = None,
     resume: bool = False,
@@ -133,15 +149,15 @@ def harden_target(
 
     Args:
         target: a torch module with its normalisation.
-        train, test: what it is trained on, and what both evaluations are of.
+        train, test: what it is trained on, and what both evaluations are of. What both hold is not trained on.
         threat: a ball with a finite eps.
         recipe: a name of `harden.WAYS`.
         budget: seconds of training; a few steps are timed and as many epochs are made as fit, the evaluations apart.
-            What is resumed keeps the number of epochs that it was begun with.
-        epochs: how many, instead of a budget; 10 by default.
+        epochs: how many, instead of a budget; 10 by default. What is resumed without them keeps those that it was
+            begun with.
         settings: other settings of `core.fit.Recipe`, such as lr and batch_size.
         choose, patience, out, resume, augment, extra, on_line, on_step: as for `harden.fit`.
-        suite, seed, progress: as for `evaluate`.
+        suite, limit, seed, progress: as for `evaluate`.
         train_by: `harden.fit`, or what takes its arguments and trains elsewhere (`unfooled.scale.fit`).
 
     Raises:
@@ -151,43 +167,49 @@ def harden_target(
     way, module = harden.way(recipe), Worn(target)
     if not any(p.requires_grad for p in module.parameters()):
         raise InputError(f"{target.name} has no parameter that training could change; give a torch module with some.")
-    if suite not in SUITES and "(" not in suite:
-        raise InputError(f"There is no suite {suite!r}: use {', '.join(SUITES)}.{nearest(suite, SUITES)}")
+    _suite(suite)
     if not threat.bounded or threat.norm.name == "l0":
         raise InputError(f"Hardening needs a threat in Linf, L2 or L1 with a finite eps, not {threat!r}.")
     plan = Recipe(**{"epochs": epochs or 10, "seed": seed, **_usual(train), **way.recipe, **(settings or {})})
-    harden.check(module, train, test, *([] if extra is None else [extra]))
-    changes = None if augment is None else read_augmentation(augment)
-    kept = harden.held_back(len(train))
-    before = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
+    changes, ball = None if augment is None else read_augmentation(augment), threat.within(target.bounds)
     begun = harden.begun(out) if resume and out is not None else None
-    if begun is not None and budget is not None:
-        plan = Recipe(**{**vars(plan), "epochs": begun.epochs})
-    elif budget is not None:
-        rounds = fresh_universals(train.take(plan.batch_size * TRIAL), threat, steps=TRIAL, seed=seed)
-        objective = way.objective(threat, seed=seed, rounds=rounds)
-        more = None if extra is None else (extra.x, extra.y)
-        per_epoch = _epoch_seconds(module, train, objective, plan, augment=changes, extra=more)
-        fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * kept / (way.passes * len(train))), len(train))
+    if begun is not None and out is not None:
+        plan = Recipe(**{**vars(plan), "epochs": begun.epochs if epochs is None or budget is not None else epochs})
+        must_match(out, {"objective": recipe, "threat": repr(ball), "recipe": vars(plan)})
+    others = [] if extra is None else [extra]
+    harden.check(module, train, test, *others)
+    (own,) = apart([train], [test])
+    own, kept = split(own, None, plan.seed)
+    own, *others = apart([own, *others], [kept, test])
+    missing = len(train) - len(own) - len(kept), len(extra or ()) - sum(map(len, others))
+    an_epoch = steps(plan, len(own), extra=bool(others))
+    rounds = fresh_universals(own, ball, steps=an_epoch, seed=seed)
+    way.objective(ball, seed=seed, rounds=rounds)  # refused before anything is measured
+    if budget is not None and begun is None:
+        few = fresh_universals(own.take(plan.batch_size * TRIAL), threat, steps=TRIAL, seed=seed)
+        more = (others[0].x, others[0].y) if others else None
+        objective = way.objective(threat, seed=seed, rounds=few)
+        per_epoch = _epoch_seconds(module, own, objective, plan, augment=changes, extra=more)
+        fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * len(kept) / (way.passes * len(own))), len(own))
         plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
-    ball = threat.within(target.bounds)
-    an_epoch = plan.replays * math.ceil((len(train) - kept) / (plan.batch_size if extra is None else plan.own))
-    rounds = fresh_universals(train, ball, steps=an_epoch, seed=seed)
+    before = evaluate(target, test, threat=threat, suite=suite, limit=limit, seed=seed, progress=progress)
     done = train_by(
-        module, train, way.objective(ball, seed=seed, ramp=round(RAMP * plan.epochs * an_epoch), rounds=rounds),
-        threat=ball, recipe=plan, choose=choose, patience=patience, out=out, resume=resume,
-        name=recipe, augment=augment, extra=extra, on_line=on_line, on_step=on_step, validation=kept,
+        module, own, way.objective(ball, seed=seed, ramp=round(RAMP * plan.epochs * an_epoch), rounds=rounds),
+        threat=ball, recipe=plan, choose=choose, patience=patience, out=out, resume=resume, name=recipe,
+        augment=augment, extra=others[0] if others else None, on_line=on_line, on_step=on_step, validation=kept,
     )  # fmt: skip
-    after = evaluate(target, test, threat=threat, suite=suite, seed=seed, progress=progress)
-    return Proof(target, done, before, after)
+    after = evaluate(target, test, threat=threat, suite=suite, limit=limit, seed=seed, progress=progress)
+    return Proof(target, done, before, after, left_out(*missing))
 
 
 def fresh_universals(train: Data, threat: Ball, *, steps: int, seed: int = 0) -> harden.Rounds:
     """Return how a universal perturbation is learned anew after every `steps` steps, for a visit of `train`.
 
-    It is learned on 2,000 rows at most, visited as often as that cost allows, for what the module itself answers there.
+    It is learned on 2,000 rows at most, drawn by the seed and visited as often as that cost allows, for what the module
+    itself answers there.
     """
-    some = train.take(min(len(train), 2000))
+    drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:LEARNED]
+    some = train.only(drawn.sort().values)
 
     def learn(module: nn.Module, at: int) -> Tensor:
         visits, target = max(1, len(train) // len(some)), Target(module, bounds=threat.bounds)

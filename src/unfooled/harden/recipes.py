@@ -30,6 +30,7 @@ class Way:
     """One way to harden: `passes` are the forward-backward pairs that a training image costs an epoch.
 
     `make` is None for the way that learns universal perturbations: what learns them comes from outside (`Rounds`).
+    `uncounted` names what its passes hold besides calls of the module, which are all that training counts.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Way:
     make: Make | None
     passes: int
     recipe: dict[str, Any] = field(default_factory=dict)
+    uncounted: str = ""
 
     def objective(self, threat: Ball, *, seed: int = 0, ramp: int = 0, rounds: Rounds | None = None) -> Objective:
         """Return the objective for a threat; the radius grows from 0 over the first `ramp` steps.
@@ -95,7 +97,8 @@ def _ways() -> list[Way]:
             "Half of the images with one perturbation for all, learned anew every epoch.", None, 2),
         Way("ibp", "Gowal et al. 2018, arXiv:1810.12715",
             "Bounds on what any input of the ball could score, for small ReLU networks: robust, and certified as such.",
-            lambda t, s, r: certified.certified(IntervalBound(), t, warm=r, ramp=5 * r), 3),
+            lambda t, s, r: certified.certified(IntervalBound(), t, warm=r, ramp=5 * r), 3,
+            uncounted="interval bounds"),
         Way("gaussian", "Cohen et al. 2019, arXiv:1902.02918",
             "Gaussian noise of half the eps of an L2 threat: the base of randomised smoothing.",
             lambda t, s, r: certified.gaussian(certified.sigma_for(t), seed=s), 1),

@@ -1,17 +1,20 @@
 """Hardening a module: training that is judged by an attack after every epoch, keeps its best, and can be killed."""
 
 import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from unfooled._noise import example_ids
 from unfooled.core import record
-from unfooled.core.attack import Attack
+from unfooled.core.attack import Attack, as_attack
 from unfooled.core.augment import augment as read_augmentation
 from unfooled.core.data import Data, load_data
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
@@ -19,10 +22,12 @@ from unfooled.core.fit import Augment, Objective, Recipe, Step, Training, unit
 from unfooled.core.result import Status
 from unfooled.core.run import run
 from unfooled.core.target import Target, untouched
-from unfooled.core.threat import Ball
+from unfooled.core.threat import Ball, as_threat
 from unfooled.core.together import ALONE, Together
 from unfooled.errors import InputError, UnfooledError
 from unfooled.stats import wilson
+
+from .recipes import way
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,10 +38,14 @@ JUDGE, WEAK = "pgd(steps=10, step_size=0.25)", "fgsm()"
 SLOWER = 0.5
 """Factor of the learning rate after a loss that was not finite."""
 
+RAMP = 0.1
+"""Share of all steps over which the radius grows, where an objective is made by its name."""
+
 STRIKES = 3  # losses that are not finite before training ends
 COLLAPSE = 0.5  # share of the best accuracy under the judge below which the one-step alarm sounds
 APART = 0.15  # by which the one-step attack must then seem weaker than the judge
-FALLEN = 5  # epochs in a row below the best that are called robust overfitting
+FALLEN = 5  # epochs in a row below the best, by more than chance, that are called robust overfitting
+LOOKED = 128  # rows that are asked for scores before training begins
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,7 @@ class Hardened(Explanation):
     weak: str
     threat: str
     settings: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     size: ClassVar[tuple[float, float]] = (8.5, 4.0)
 
@@ -84,6 +94,11 @@ class Hardened(Explanation):
     def best(self) -> Line:
         """The line of the chosen epoch."""
         return next(line for line in self.lines if line.epoch == self.chosen)
+
+    @property
+    def chosen_by(self) -> str:
+        """What the kept epoch was chosen by, in words."""
+        return "the last one" if self.choose == "last" else f"chosen by {self.choose} accuracy"
 
     def cost(self) -> dict[str, float]:
         """Return what all epochs together took: seconds, seconds of judging, images, rows forward and backward."""
@@ -102,13 +117,13 @@ class Hardened(Explanation):
             for low, high in [wilson(round(share * self.n), self.n)]
         )
         told = (
-            f"Epoch {self.chosen} of {len(self.lines)}, chosen by {self.choose} accuracy on {self.n} rows that this "
-            f"training did not see: clean {clean}, under {self.judge} at {self.threat} {strong}."
+            f"Epoch {self.chosen} of {len(self.lines)}, {self.chosen_by}; accuracy on {counted(self.n, 'row')} that "
+            f"this training did not see: clean {clean}, under {self.judge} at {self.threat} {strong}."
         )
-        return " ".join([told, *self.alarms])
+        return " ".join([told, *self.notes, *self.alarms])
 
     def draw(self, figure: "Figure") -> None:
-        """Draw error against epoch: clean, after one step, under the judge."""
+        """Draw accuracy against epoch: clean, after one step, under the judge."""
         from matplotlib.ticker import MaxNLocator
 
         axes = figure.subplots()
@@ -116,15 +131,16 @@ class Hardened(Explanation):
         for name, colour, label in (
             ("clean", COLOURS[0], "clean"), ("weak", COLOURS[2], self.weak), ("strong", COLOURS[1], self.judge),
         ):  # fmt: skip
-            errors = [100 * (1 - getattr(line, name)) for line in self.lines]
-            axes.plot(epochs, errors, ".-", color=colour, label=label)
+            shares = [100 * getattr(line, name) for line in self.lines]
+            axes.plot(epochs, shares, ".-", color=colour, label=label)
         axes.axvline(self.chosen, color=SOFT, linestyle=":", linewidth=1, label=f"chosen: epoch {self.chosen}")
         for line in self.lines:
             if line.alarm:
-                axes.plot(line.epoch, 100 * (1 - line.strong), "v", color=COLOURS[6])
-        axes.set(xlabel="epoch", ylabel="error on validation rows, %", ylim=(0, None))
-        axes.set_title(f"{self.threat}, {self.n} validation rows")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+                axes.plot(line.epoch, 100 * line.strong, "v", color=COLOURS[6])
+        axes.set(xlabel="epoch", ylabel="accuracy on validation rows, %", ylim=(0, None))
+        axes.set_title(f"{self.threat}, {counted(self.n, 'validation row')}")
+        axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0))
 
 
@@ -137,9 +153,9 @@ read once and held in memory: what it draws at random is drawn once."""
 def fit(
     module: nn.Module,
     data: Rows,
-    objective: Objective,
+    objective: Objective | str,
     *,
-    threat: Ball,
+    threat: Ball | str,
     recipe: Recipe | None = None,
     judge: Attack[Any] | str = JUDGE,
     weak: Attack[Any] | str = WEAK,
@@ -161,13 +177,15 @@ def fit(
     Args:
         module: takes inputs in [0, 1]; trained where its weights are, or on `device`.
         data: what it is trained on (`Rows`): a loader, a `Data`, a pair (x, y), or a name of `load_data`.
-        objective: what a step minimises (`harden.objectives`).
-        threat: what it is to be hardened against; a ball with a finite eps.
-        recipe: how it is trained (`core.fit.Recipe`).
+        objective: what a step minimises (`harden.objectives`), or the name of a way to harden (`harden.WAYS`), whose
+            radius then grows over the first tenth of all steps.
+        threat: what it is to be hardened against; a ball with a finite eps, or its text, such as "linf(8/255)".
+        recipe: how it is trained (`core.fit.Recipe`); by default with the settings of the way that is named.
         judge, weak: the attack whose error counts, and a one-step attack beside it; a model that stands against the
             weak one alone has learned to fool it.
         validation: rows that are not trained on; or how many of the training rows, chosen by the recipe's seed, are
-            kept back: a tenth, 20 at least and 500 at most, where nothing is said.
+            kept back: a tenth, 20 at least and 500 at most, where nothing is said. Rows of the data and of `extra`
+            that are validation rows too, pixel for pixel, are not trained on.
         extra: more rows to train on, such as generated images: the recipe's `mix` of every batch comes from them.
         choose: the best epoch by accuracy under the judge (Rice et al. 2020, arXiv:2002.11569), by clean accuracy, or
             the last one.
@@ -190,16 +208,30 @@ def fit(
             eps, a folder that belongs to another training.
         UnfooledError: the loss was not finite in the first epoch at every learning rate tried.
     """
-    recipe = recipe or Recipe()
+    if not isinstance(threat, Ball | str):
+        raise InputError(f"{threat!r} is no threat; write for example uf.linf(8/255) or 'linf(8/255)'.")
+    threat, judge, weak = as_threat(threat), as_attack(judge), as_attack(weak)
     if not threat.bounded:
         raise InputError(f"Hardening needs a threat with a finite eps, not {threat!r}.")
     if choose not in ("adversarial", "clean", "last"):
         raise InputError(f"choose is 'adversarial', 'clean' or 'last', not {choose!r}.")
-    (x, y), (x_val, y_val) = _split(*_rows(data), validation, recipe.seed)
-    more = None if extra is None else _rows(extra)
+    if not isinstance(objective, str) and not callable(objective):
+        raise InputError(f"{objective!r} is no objective: give the name of a way to harden, such as 'pgd', or a call.")
+    recipe = recipe or Recipe(**(way(objective).recipe if isinstance(objective, str) else {}))
+    changed = read_augmentation(augment) if isinstance(augment, str) else augment
+    whole, others = _read(data), [] if extra is None else [_read(extra)]
     if device is not None:
         module.to(device)
-    check(module, (x, y), (x_val, y_val), *([more] if more else []))
+    own, kept = split(whole, validation, recipe.seed)
+    classes = _classes(module, [whole, kept, *others])
+    both = [own, *others]
+    own, *others = apart(both, [kept])
+    notes = left_out(*(len(a) - len(b) for a, b in zip(both, (own, *others), strict=True)))
+    more = (others[0].x, others[0].y) if others else None
+    x, y, x_val, y_val = own.x, own.y, kept.x, kept.y
+    if isinstance(objective, str):
+        name, all_steps = name or objective, recipe.epochs * steps(recipe, len(x), extra=bool(others))
+        objective = way(objective).objective(threat, seed=recipe.seed, ramp=round(RAMP * all_steps))
     settings = {
         "objective": name or getattr(objective, "__qualname__", type(objective).__name__),
         "recipe": asdict(recipe),
@@ -213,9 +245,8 @@ def fit(
         "augment": getattr(augment, "__qualname__", None) or str(augment or ""),
     }
     store = None if out is None else _Store(Path(out), settings, resume=resume, together=together)
-    changed = read_augmentation(augment) if isinstance(augment, str) else augment
     training = Training(module, x, y, objective, recipe, augment=changed, extra=more, device=device, together=together)
-    log = _Log(choose)
+    log = _Log(choose, len(x_val), classes)
     if store is not None and resume:
         store.load(training, log)
 
@@ -268,8 +299,9 @@ def fit(
     training.finish()
     module.load_state_dict(log.weights)
     return Hardened(
-        tuple(log.lines), log.best, tuple(log.alarms), choose, len(x_val), str(judge), str(weak), repr(threat), settings
-    )
+        tuple(log.lines), log.best, tuple(log.alarms), choose, len(x_val), str(judge), str(weak), repr(threat),
+        settings, notes,
+    )  # fmt: skip
 
 
 def begun(out: Path | str) -> Recipe | None:
@@ -279,11 +311,27 @@ def begun(out: Path | str) -> Recipe | None:
     return None if known is None else Recipe(**known["recipe"])
 
 
-class _Log:
-    """The lines so far, the best epoch with its weights, and the alarms."""
+def must_match(out: Path | str, settings: dict[str, Any]) -> None:
+    """Raise InputError, with the field and both values, where the training in a folder has another of `settings`."""
+    known = record.read_json(Path(out) / "training.json").get("settings", {})
+    for name, value in json.loads(record.json_text(settings)).items():
+        if name == "recipe":
+            parts = [(part, known.get(name, {}).get(part), given) for part, given in value.items()]
+        else:
+            parts = [(name, known.get(name), value)]
+        for part, there, here in parts:
+            if there != here:
+                values = f"another {part}" if part in ("module", "data") else f"{part} {there}, not {here}"
+                raise InputError(
+                    f"The training in {out} was begun with {values}; give what it was begun with, or a new folder."
+                )
 
-    def __init__(self, choose: str) -> None:
-        self.choose = choose
+
+class _Log:
+    """The lines so far, the best epoch with its weights, and the alarms; `n` rows of so many `classes` are judged."""
+
+    def __init__(self, choose: str, n: int, classes: int) -> None:
+        self.choose, self.n, self.chance = choose, n, 1 / classes
         self.lines: list[Line] = []
         self.alarms: list[str] = []
         self.weights: dict[str, Tensor] = {}
@@ -293,14 +341,14 @@ class _Log:
     def add(self, line: Line) -> Line:
         """Take a line in, with its alarm, and see whether it is the best so far."""
         before = max((old.strong for old in self.lines), default=0.0)
-        alarm = ""
-        if line.strong < COLLAPSE * before and line.weak - line.strong > APART:
+        surely, alarm = wilson(round(before * self.n), self.n)[0], ""
+        if surely > self.chance and line.strong < COLLAPSE * before and line.weak - line.strong > APART:
             alarm, self.collapsed = "catastrophic overfitting", True
             self.alarms.append(
                 f"Catastrophic overfitting in epoch {line.epoch}: {line.weak:.1%} withstand the one-step attack and "
                 f"{line.strong:.1%} the judge ({before:.1%} before); train with more steps, N-FGSM or GradAlign."
             )
-        elif self._fallen(line, before):
+        elif self._fallen(line, surely):
             alarm = "robust overfitting"
             self.alarms.append(
                 f"Robust overfitting since epoch {line.epoch - FALLEN + 1}: the training loss falls while accuracy "
@@ -320,12 +368,12 @@ class _Log:
     def _worth(self, line: Line) -> float:
         return {"adversarial": line.strong, "clean": line.clean, "last": float(line.epoch)}[self.choose]
 
-    def _fallen(self, line: Line, best: float) -> bool:
-        """Return whether this is the last of FALLEN epochs below the best in a row while the loss fell."""
+    def _fallen(self, line: Line, surely: float) -> bool:
+        """Return whether the last FALLEN epochs all lie below the best one's 95% interval while the loss fell."""
         tail = [*self.lines[-FALLEN + 1 :], line]
         if len(tail) < FALLEN or any("robust" in old.alarm for old in self.lines):
             return False
-        return all(each.strong < best - 0.01 for each in tail) and tail[-1].loss < tail[0].loss
+        return all(each.strong < surely for each in tail) and tail[-1].loss < tail[0].loss
 
 
 class _Store:
@@ -335,15 +383,15 @@ class _Store:
         self._writes = together.first
         self.folder, self.settings = folder, json.loads(record.json_text(settings))
         self.index = folder / "training.json"
-        if resume:
-            known = record.read_json(self.index).get("settings", {})
-            for field_, value in self.settings.items():
-                if known.get(field_) != value:
-                    raise InputError(
-                        f"The training in {folder} has another {field_}; give what it was begun with, or a new folder."
-                    )
-        elif self._writes:
+        if resume and not self._unbegun():
+            must_match(folder, settings)
+        elif not resume and self._writes:
             record.new_run(folder)
+
+    def _unbegun(self) -> bool:
+        """Return whether the training was stopped in its first epoch: nothing lies there but what it left."""
+        parts = (record.TEMPORARY, "state-", "best-")
+        return self.folder.is_dir() and all(each.name.startswith(parts) for each in self.folder.iterdir())
 
     def save(self, state: tuple[dict[str, Tensor], dict[str, Any]], log: _Log) -> None:
         """Write state and best weights under new names, then the index, then remove what it no longer names."""
@@ -371,16 +419,16 @@ class _Store:
         """Put the last whole epoch back."""
         from safetensors.torch import load_file
 
-        known = record.read_json(self.index)
-        if "files" not in known:
+        if self._unbegun():
             return
+        known = record.read_json(self.index)
         training.restore(load_file(self.folder / known["files"]["state"]), known["plain"])
         log.lines = [Line(**line) for line in known["lines"]]
         log.alarms, log.best, log.collapsed = list(known["alarms"]), int(known["best"]), bool(known["collapsed"])
         log.weights = load_file(self.folder / known["files"]["best"])
 
 
-def _rows(data: Rows) -> tuple[Tensor, Tensor]:
+def _read(data: Rows) -> Data:
     """Return inputs and labels; a pair of tensors as it is, all else as `load_data` reads it."""
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         x, y = data
@@ -388,9 +436,8 @@ def _rows(data: Rows) -> tuple[Tensor, Tensor]:
             raise InputError(
                 f"Give one whole-number label an input, not {len(x)} inputs and {len(y)} labels of {y.dtype}."
             )
-        return x, y
-    read = load_data(data, split="train")
-    return read.x, read.y
+        return Data(x, y)
+    return load_data(data, split="train")
 
 
 def held_back(n: int) -> int:
@@ -398,45 +445,97 @@ def held_back(n: int) -> int:
     return min(500, max(20, n // 10))
 
 
-def _split(
-    x: Tensor, y: Tensor, validation: Rows | int | None, seed: int
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def steps(recipe: Recipe, rows: int, *, extra: bool) -> int:
+    """Return the steps of an epoch over so many rows of the data's own."""
+    return recipe.replays * math.ceil(rows / (recipe.own if extra else recipe.batch_size))
+
+
+def split(data: Data, validation: Rows | int | None, seed: int) -> tuple[Data, Data]:
+    """Return what is trained on and what is kept back to judge by, as `fit` parts them."""
     if validation is None:
-        validation = held_back(len(x))
+        validation = held_back(len(data))
     if not isinstance(validation, int):
-        return (x, y), _rows(validation)
-    if not 0 < validation < len(x):
+        return data, _read(validation)
+    if not 0 < validation < len(data):
         raise InputError(
-            f"validation={validation} of {len(x)} rows leaves nothing to train on or nothing to judge by; "
-            "give fewer, or validation rows of their own."
+            f"validation={validation} of {counted(len(data), 'row')} leaves nothing to train on or nothing to judge "
+            "by; give fewer, or validation rows of their own."
         )
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    kept, rest = order[:validation], order[validation:]
-    return (x[rest], y[rest.to(y.device)]), (x[kept], y[kept.to(y.device)])
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
+    return data.only(order[validation:]), data.only(order[:validation])
+
+
+def apart(trained: Sequence[Data], judged: Sequence[Data]) -> list[Data]:
+    """Return what is trained on, the data and extra data, without the rows whose pixels all are those of a judged row.
+
+    Raises InputError when nothing is left.
+    """
+    seen, left = np.concatenate([_ids(each.x) for each in judged]), []
+    for data, what in zip(trained, ("training", "extra"), strict=False):
+        own = np.flatnonzero(~np.isin(_ids(data.x), seen))
+        if not len(own):
+            raise InputError(f"Every {what} row is a test or validation row too; give others to train on.")
+        left.append(data if len(own) == len(data) else data.only(torch.from_numpy(own)))
+    return left
+
+
+def left_out(training: int, extra: int = 0) -> tuple[str, ...]:
+    """Return what to say of so many rows that `apart` took away: a sentence, or nothing."""
+    said = [counted(n, f"{what} row") for n, what in ((training, "training"), (extra, "extra")) if n]
+    return (f"Not trained on, for test or validation data hold the same: {' and '.join(said)}.",) if said else ()
+
+
+def _ids(x: Tensor) -> np.ndarray:
+    """Return a hash of every row's pixels, int64 [n]."""
+    return np.concatenate([example_ids(unit(part)) for part in x.split(1000)])
 
 
 def check(module: nn.Module, data: Rows, *others: Rows) -> None:
     """Raise InputError when the module cannot be trained on the data, or the labels of others are none of its classes.
 
-    Data with one class or with values that are not finite, labels out of range, no parameter that requires a gradient.
+    Data with one class or with values that are not finite, labels out of range, no parameter that requires a gradient,
+    weights that are not finite, scores that are no numbers.
     """
-    if not any(p.requires_grad for p in module.parameters()):
+    _classes(module, [_read(each) for each in (data, *others)])
+
+
+def _classes(module: nn.Module, read: Sequence[Data]) -> int:
+    """Return the number of the module's classes; raises as `check`, of which the first is the data."""
+    trained = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not trained:
         raise InputError("The module has no parameter to train: call module.requires_grad_() or give another one.")
-    read = [_rows(each) for each in (data, *others)]
-    if len(read[0][1].unique()) < 2:
+    for name, parameter in trained:
+        if not bool(parameter.isfinite().all()):
+            raise InputError(f"The weights in {name} are not all finite: load others, or begin with new ones.")
+    first = read[0]
+    if len(first.y.unique()) < 2:
         raise InputError("All training rows have one label: there is nothing to tell apart; check the labels.")
+    for each in read:
+        if each.x.shape[1:] != first.x.shape[1:]:
+            raise InputError(f"Rows are {tuple(each.x.shape[1:])} each, not {tuple(first.x.shape[1:])} as the data.")
+        if not bool(each.x.isfinite().all()):
+            raise InputError("Training rows contain values that are not finite; leave those rows out or mend them.")
     target = Target(module)
     with untouched(target), torch.no_grad():
-        classes = target.scores(unit(read[0][0][:1]).to(target.device)).shape[1]
-    for x, y in read:
-        if x.shape[1:] != read[0][0].shape[1:]:
-            raise InputError(f"Rows are {tuple(x.shape[1:])} each, not {tuple(read[0][0].shape[1:])} as the data.")
-        if not bool(x.isfinite().all()):
-            raise InputError("Training rows contain values that are not finite; leave those rows out or mend them.")
-        if not 0 <= int(y.min()) <= int(y.max()) < classes:
+        scores = target.scores(unit(first.x[:LOOKED]).to(target.device))
+    if bool(scores.isnan().any()):
+        raise InputError("The module answers NaN to training rows before any training: load other weights.")
+    classes = scores.shape[1]
+    for each in read:
+        wrong = ((each.y < 0) | (each.y >= classes)).nonzero().flatten().tolist()
+        if wrong:
+            where = each.files[wrong[0]] if each.files else f"row {wrong[0]}"
+            more = f", nor are those of {counted(len(wrong) - 1, 'more row')}" if len(wrong) > 1 else ""
             raise InputError(
-                f"Labels run from {int(y.min())} to {int(y.max())}, but the module has the classes 0 to {classes - 1}."
+                f"The label {int(each.y[wrong[0]])} of {where} is none of the module's classes 0 to {classes - 1}{more}"
+                "; mend the labels, or give a module with more classes."
             )
+    return classes
+
+
+def counted(n: int, what: str) -> str:
+    """Return "1 row", "2,000 rows"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _count(status: list[Status], which: Status) -> int:

@@ -8,6 +8,7 @@ from unfooled.core import record
 from unfooled.core.result import Evaluation, Status
 from unfooled.errors import MissingExtra
 from unfooled.harden import WAYS
+from unfooled.harden.trainer import counted
 from unfooled.report import figures
 from unfooled.report.page import confidence, embed, percent, span, template, threat_name
 
@@ -17,18 +18,28 @@ if TYPE_CHECKING:
 STOOD, FELL = 4, 4  # examples shown of those that hardening saved, and of those that are broken after it too
 
 
-def write(proof: "Proof", out: Path | str, *, command: str = "") -> Path:
-    """Write `report.html`, and `training.png` where matplotlib is installed, into the folder `out`; return the page."""
+def write(proof: "Proof", out: Path | str, *, command: str = "", options: dict[str, Any] | None = None) -> Path:
+    """Write `report.html`, and `training.png` where matplotlib is installed, into the folder `out`; return the page.
+
+    `options` are the words that the command line was given.
+    """
     out = Path(out)
     try:
         curve = proof.training.image()
         record.write_bytes(out / "training.png", curve)
     except MissingExtra:
         curve = b""
-    return record.write_text(out / "report.html", render(proof, curve, command=command))
+    return record.write_text(out / "report.html", render(proof, curve, command=command, options=options))
 
 
-def render(proof: "Proof", curve: bytes, *, command: str = "", written: str | None = None) -> str:
+def render(
+    proof: "Proof",
+    curve: bytes,
+    *,
+    command: str = "",
+    options: dict[str, Any] | None = None,
+    written: str | None = None,
+) -> str:
     """Return the page of a hardening; `curve` is its figure as PNG, empty for none."""
     before, after, training = proof.before, proof.after, proof.training
     way = WAYS.get(str(training.settings.get("objective")))
@@ -40,11 +51,14 @@ def render(proof: "Proof", curve: bytes, *, command: str = "", written: str | No
         "recipe": training.settings.get("objective", ""),
         "threat": threat_name(after.threat),
         "rows": _compared(proof),
+        "doubt": proof.doubt(),
+        "reasons": _reasons(proof),
+        "notes": (*proof.notes, *training.notes),
         "curve": figures.data_uri(curve) if curve else "",
         "epochs": [_epoch(row) for row in training.rows()],
         "cards": _cards(before, after),
-        "cost": _cost(proof),
-        "settings": _settings(training.settings),
+        "cost": _cost(proof, way.uncounted if way else ""),
+        "settings": _settings({**(options or {}), **_flat(training.settings)}),
         "spans": span,
         "command": command,
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC" if written is None else written,
@@ -72,9 +86,18 @@ def _compared(proof: "Proof") -> list[tuple[str, ...]]:
     ]  # fmt: skip
 
 
+def _reasons(proof: "Proof") -> list[tuple[str, str, str]]:
+    """Return when, consequence and sentence of every finding for which a number is suspect or withheld."""
+    return [
+        (when, found.consequence, found.sentence)
+        for when, of in (("before", proof.before), ("after", proof.after))
+        for found in of.findings
+        if found.consequence in ("suspect", "withheld")
+    ]
+
+
 def _epoch(row: dict[str, Any]) -> dict[str, Any]:
-    speed = row["images"] / row["seconds"] if row["seconds"] else 0.0
-    return row | {"speed": speed, "clean_error": 1 - row["clean"], "error": 1 - row["strong"]}
+    return row | {"speed": row["images"] / row["seconds"] if row["seconds"] else 0.0}
 
 
 def _cards(before: Evaluation, after: Evaluation) -> list[dict[str, Any]]:
@@ -106,22 +129,31 @@ def _card(before: Evaluation, after: Evaluation, i: int) -> dict[str, Any]:
     return {"index": i, "truth": truth, "stands": stands, "pictures": pictures, "small": max(before.x.shape[-2:]) < 100}
 
 
-def _cost(proof: "Proof") -> list[tuple[str, str]]:
+def _cost(proof: "Proof", uncounted: str) -> list[tuple[str, str]]:
     cost = proof.training.cost()
-    images = max(1, cost["images"])
+    images, beside = max(1, cost["images"]), f", {uncounted} not counted" if uncounted else ""
     speed = cost["images"] / cost["seconds"] if cost["seconds"] else 0.0
     return [
-        ("Training", f"{cost['seconds']:,.1f} s for {len(proof.training.lines)} epochs, {speed:,.0f} images a second"),
+        ("Training", f"{cost['seconds']:,.1f} s for {counted(len(proof.training.lines), 'epoch')}, "
+         f"{speed:,.0f} images a second"),
         ("Passes", f"{cost['forward']:,.0f} forward and {cost['backward']:,.0f} backward, "
-         f"{cost['forward'] / images:.1f} and {cost['backward'] / images:.1f} an image"),
-        ("Judging", f"{cost['judging']:,.1f} s: {proof.training.n} rows under two attacks, every epoch"),
+         f"{cost['forward'] / images:.1f} and {cost['backward'] / images:.1f} an image{beside}"),
+        ("Judging", f"{cost['judging']:,.1f} s: {counted(proof.training.n, 'row')} under two attacks, every epoch"),
         ("Proof", f"{proof.before.seconds:,.1f} s before and {proof.after.seconds:,.1f} s after, suite "
          f"{proof.after.suite}"),
     ]  # fmt: skip
 
 
-def _settings(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return the recipe's settings and the training's, flat; hashes of weights and data are left to the files."""
-    recipe = settings.get("recipe") or {}
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the training's settings and the recipe's side by side, without the hashes of weights and data."""
     rest = {k: v for k, v in settings.items() if k not in ("recipe", "module", "data", "objective")}
-    return [(name, str(value)) for name, value in {**recipe, **rest}.items() if value not in (None, "")]
+    return {**(settings.get("recipe") or {}), **rest}
+
+
+def _settings(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the settings that are set, as text."""
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, value in settings.items()
+        if value not in (None, "", False)
+    ]
