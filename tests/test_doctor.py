@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,9 +13,12 @@ from torch.nn import functional as F
 import unfooled as uf
 from unfooled import losses
 from unfooled.core.memory import Snapshot
-from unfooled.core.straight import find, trace
+from unfooled.core.result import AttackRow, Finding
+from unfooled.core.straight import VARIANTS, Straight, find, trace
 from unfooled.core.target import pick
 from unfooled.errors import InputError, TargetError
+from unfooled.evaluate.checkup import Checkup
+from unfooled.evaluate.verdict import settled
 from unfooled.testing import Spy
 
 
@@ -341,3 +345,63 @@ def test_constant_answers_are_withheld() -> None:
     flat = Wrap(net(), lambda b, v: torch.eye(5)[2].expand(len(v), 5) + 0 * v.flatten(1).sum(1, keepdim=True))
     found = uf.evaluate(flat, x, torch.full((20,), 2), "linf(0.1)", suite="quick")
     assert found.status == "withheld" and "C9" in {f.id for f in found.findings}
+
+
+# ---- missing gradients and the verdict
+
+
+def test_missing_gradients_leave_no_doubt_where_attacks_without_any_find_nothing_more() -> None:
+    base, x = net(), images(30)
+    y = labels(base, x)
+    honest = uf.evaluate(base, x, y, "linf(0.06)", suite="quick")
+    found = uf.evaluate(Wrap(base, lambda b, v: b((v * 64).round() / 64)), x, y, "linf(0.06)", suite="quick")
+    assert abs(int(found.robust.sum()) - int(honest.robust.sum())) <= 2 and found.status == "trusted"
+    (missing,) = [f for f in found.findings if f.id == "D1"]
+    assert missing.consequence == "repaired" and "These broke 0 of the " in missing.sentence
+
+
+def test_where_attacks_without_gradients_find_more_the_doubt_stays_and_a_way_on_is_named() -> None:
+    base, x = net(), 0.2 + 0.6 * images(40)
+    x[..., 1] = x[..., 0]
+
+    def trapped(b: nn.Module, v: Tensor) -> Tensor:
+        z = b((v * 64).round() / 64)
+        opened = v[:, 0, :, 0].mean(1) - v[:, 0, :, 1].mean(1) > 0.06  # which no gradient leads to
+        return torch.where(opened[:, None], z.roll(1, 1), z)
+
+    found = uf.evaluate(Wrap(base, trapped), x, labels(base, x), "linf(0.04)", suite="quick")
+    assert sum(r.broken for r in found.attacks if r.name.startswith(("square", "ray"))) > 1
+    (missing,) = [f for f in found.findings if f.id == "D1"]
+    assert found.status == "suspect" and missing.consequence == "escalated"
+    assert "smooth stand-in" in missing.sentence
+
+
+@pytest.mark.parametrize(
+    ("share", "last", "alone", "other", "stands"),
+    [
+        (0.95, 0, 0, "D2", True),
+        (0.95, 1, 2, "D2", True),
+        (0.95, 0, 3, "D2", False),
+        (0.95, 3, 0, "D2", False),
+        (0.6, 0, 0, "D2", False),
+        (None, 0, 0, "D2", False),
+        (0.95, 0, 0, "D8", False),
+    ],
+)
+def test_what_settles_missing_gradients(
+    share: float | None, last: int, alone: int, other: str, *, stands: bool
+) -> None:
+    up = Checkup(uf.Target(net()))
+    up.target.straight = None if share is None else Straight(VARIANTS[0], None, share)
+    rows = [
+        AttackRow("pgd(steps=20, sense='straight')", attempted=150, broken=60),
+        AttackRow("apgd(steps=75, sense='straight')", attempted=90, broken=last),
+        AttackRow("ray(queries=500)", attempted=90 - last, broken=alone),
+        AttackRow("square(queries=1000)", attempted=90 - last - alone),
+    ]
+    findings = [Finding(i, i, "No gradient.", "escalated") for i in ("D1", other)]
+    found = settled(up, findings, rows, 200)
+    assert [f.consequence for f in found] == ["repaired" if stands else "escalated"] * 2
+    assert ("smooth stand-in" in found[0].sentence) is (not stands and other == "D2")
+    skipped = [*rows[:2], *(replace(r, skipped="of no use") for r in rows[2:])]
+    assert {f.consequence for f in settled(up, findings, skipped, 200)} == {"escalated"}

@@ -19,6 +19,8 @@ TRANSFER = (
 )
 """Attacks along the gradients of surrogates, which exist only where the evaluation distils one."""
 
+SURE = 0.9
+"""Share of the probes on which a step along a gradient taken straight through must help, for it to lead."""
 
 PAST = pgd(steps=40, loss="margin", sense="orthogonal")
 """Where a refusal is faint beside the margin, the sum that other attacks climb does not see it (arXiv 2106.15023)."""
@@ -55,7 +57,7 @@ def plan(suite: Suite, up: Checkup) -> Suite:
         extra.append(pgd(steps=15, step_size=0.25, sense="smooth"))
         if up.has("D4", "D5", "D3") and not none:
             extra.append(apgd(steps=25, loss="margin"))
-    sure = up.target.straight is not None and up.target.straight.share >= 0.9
+    sure = up.target.straight is not None and up.target.straight.share >= SURE
     queries = 400 if up.target.draws > 1 else 1000
     if not sure:
         extra += TRANSFER

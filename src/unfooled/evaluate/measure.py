@@ -29,7 +29,7 @@ from .checkup import Checkup, examine
 from .escalate import brief, family, plan
 from .preflight import Order, check_threat
 from .surrogate import distil
-from .verdict import DRAWS, Controls, control, grounds, returns, verdict
+from .verdict import DRAWS, Controls, control, grounds, returns, settled, verdict
 from .verify import READING
 
 if TYPE_CHECKING:
@@ -214,6 +214,8 @@ def _measure(model: Target, asked: _Asked, begun: float) -> Evaluation:
         *grounds(up, whole, whole.attacks, len(chosen.attacks), len(images)),
         *looked.findings,
     ]
+    if asked.goal is None and asked.queries is None and granted is Access.GRADIENT:
+        findings = settled(up, findings, whole.attacks, len(images))
     undone = sum(s in (Status.NOT_RUN, Status.FAILED) for s in whole.status)
     unfinished = ["interrupted"] if whole.interrupted else []
     unfinished += [f"{undone} of {len(whole.status)} not finished"] if undone else []

@@ -20,7 +20,7 @@ from ..core.run import Run, run
 from ..core.target import Target, reseed, untouched
 from ..core.threat import Ball
 from .checkup import Checkup
-from .escalate import family, with_sense
+from .escalate import SURE, family, with_sense
 
 CONTROL = 16
 """Examples on which the attack is tried without a limit."""
@@ -30,6 +30,12 @@ PILOT = 32
 
 DRAWS = 20
 """Fresh draws of a random target by which an example counts."""
+
+LONGER = "Try more of these: add square(queries=20000) to the suite."
+"""What a user can do where attacks without gradients do better."""
+
+MISSING = ("D1", "D2")
+"""Findings of gradients that are zero or not there, which a gradient straight through what hides them replaces."""
 
 Again = Callable[[np.ndarray, Sequence[Attack[Any]], Ball, int], Run]
 """Attacks some of the examples once more: their places, the attacks, the threat, the slots."""
@@ -181,7 +187,7 @@ def _pilot(out: Controls, up: Checkup, x: Tensor, whole: Run, ball: Ball, again:
     if gained["score"] > max(1, 0.01 * n):
         out.findings.append(Finding("E7", "gradients are masked",
             f"Square broke {gained['score']} of {len(at)} pilot examples that gradients could not: gradients are "
-            "masked.",
+            f"masked. {LONGER}",
             "suspect", gained["score"] / n))  # fmt: skip
     if gained["gradient"] > max(1, 0.01 * n):
         out.findings.append(Finding("E1", "not converged",
@@ -214,7 +220,7 @@ def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) 
     if gradient and alone > max(1, 0.01 * n):
         names = ", ".join(dict.fromkeys(r.name.partition("(")[0] for r in other if r.broken))
         out.append(Finding("E7", "gradients are masked",
-            f"{names} broke {alone} of {n} examples that gradients could not: gradients are masked.",
+            f"{names} broke {alone} of {n} examples that gradients could not: gradients are masked. {LONGER}",
             "suspect", alone / n))  # fmt: skip
     gained = sum(r.broken for r in rows[first:] if not r.skipped and family(r.name) == "gradient")
     if gradient and not alone and gained > max(1, 0.01 * n):
@@ -226,6 +232,38 @@ def grounds(up: Checkup, whole: Run, rows: list[AttackRow], first: int, n: int) 
             f"{whole.vanished} successes were gone when they were asked for again: they are not counted.",
             "suspect", whole.vanished / n))  # fmt: skip
     return out
+
+
+def settled(up: Checkup, findings: list[Finding], rows: list[AttackRow], n: int) -> list[Finding]:
+    """Return the findings, missing gradients called mended where the run shows that the number stands all the same.
+
+    It does where a gradient straight through what hides them helped on the probes, the last attack along it gained
+    nothing more, and attacks that need no gradient were tried on all that these had left and broke next to none.
+    """
+    if any(f.consequence == "escalated" and f.id not in MISSING for f in findings) or up.blind:
+        return findings
+    ran = [r for r in rows if not r.skipped]
+    along = [r for r in ran if family(r.name) == "straight"]
+    without = [r for r in ran if family(r.name) in ("score", "decision")]
+    found, few = up.target.straight, max(1, 0.01 * n)
+    if found is None or found.share < SURE or not along or not without:
+        said, stands = "No gradient straight through it leads on: the number may be too high.", False
+    elif up.target.draws > 1 or along[-1].broken > few:
+        said, stands = "Attacks straight through it had not come to an end: the number may be too high.", False
+    else:
+        alone = sum(r.broken for r in without)
+        said = (
+            f"These broke {alone} of the {without[0].attempted} examples that gradients straight through it had left."
+        )
+        stands = alone <= few
+    if not stands:
+        said += " Evaluate it with a smooth stand-in for what hides its gradient, too, and take the lower number."
+    return [
+        replace(f, sentence=f"{f.sentence} {said}", consequence="repaired" if stands else f.consequence)
+        if f.consequence == "escalated"
+        else f
+        for f in findings
+    ]
 
 
 def verdict(findings: list[Finding], reasons: list[str]) -> tuple[str, list[str]]:
