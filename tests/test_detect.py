@@ -15,7 +15,7 @@ from unfooled import stats
 from unfooled.attacks import parse
 from unfooled.cli._app import call
 from unfooled.core.ask import Asker
-from unfooled.harden import Guarded, Median, Quantised, detect
+from unfooled.harden import Median, Quantised, detect
 
 
 class Linear(nn.Module):
@@ -121,8 +121,8 @@ def test_a_guard_reads_the_input_the_scores_or_a_layer_in_one_pass(digits: nn.Mo
     x = uf.load_data("digits").x[:20]
     torch.manual_seed(0)
     on_input, on_layer = nn.Sequential(nn.Flatten(), nn.Linear(64, 1)), nn.Linear(64, 1)
-    joint, guarded = detect.Watched(digits, on_input), Guarded(digits, on_input)
-    torch.testing.assert_close(joint(x), guarded(x))
+    joint = detect.Watched(digits, on_input)(x)
+    torch.testing.assert_close(joint[:, -1], digits(x).amax(1) + on_input(x)[:, 0])
     passes = []
     hook = digits.register_forward_hook(lambda *a: passes.append(1))
     out = detect.Watched(digits, on_layer, "6", 0.25)(x)
@@ -144,6 +144,39 @@ def test_a_calibrated_guard_refuses_at_the_rate(digits: nn.Module) -> None:
         detect.calibrated(guard, x, fpr=0)
     with pytest.raises(uf.InputError, match="never refuses"):
         detect.suspicion(uf.Target(digits), x)
+
+
+@pytest.mark.parametrize("size", [1e5, 1.0, 0.0])
+@pytest.mark.parametrize("kind", [torch.float32, torch.float64])
+def test_a_guard_refuses_where_its_detector_is_above_the_threshold_however_little(
+    kind: torch.dtype, size: float
+) -> None:
+    """Scores of 100,000 have no room in float32 for suspicions of 0.00006; the answer is the detector's all the same."""
+    x = torch.rand(400, 4, generator=torch.Generator().manual_seed(0), dtype=kind)
+    x[100:130, 3] = 0.5  # rows that are equally suspicious
+    module = nn.Linear(4, 3).to(kind)
+    with torch.no_grad():
+        module.weight.mul_(size)
+        module.bias.mul_(size)
+    seen = Reading(lambda z: 2**-14 * z[:, 3])
+    guard = detect.calibrated(detect.Watched(module, seen), x, fpr=0.05)
+    refused = guard(x).argmax(1) == 3
+    assert torch.equal(refused, seen(x) > guard.threshold) and int(refused.sum()) == 20
+    assert torch.equal(detect.suspicion(guard, x) > 0, refused)
+    guard.threshold.copy_(seen(x)[100])  # at the threshold is not above it
+    assert not bool((guard(x).argmax(1) == 3)[100:130].any())
+    guard.threshold.copy_(torch.nextafter(guard.threshold, torch.tensor(0.0)))
+    refused = guard(x).argmax(1) == 3
+    assert bool(refused[100:130].all()) and bool((detect.suspicion(guard, x) > 0)[100:130].all())
+
+
+def test_what_a_guard_refuses_by_a_hair_still_has_a_gradient() -> None:
+    module, seen = nn.Linear(4, 3), Reading(lambda z: 1e-9 * z[:, 3])
+    leaf = torch.rand(5, 4).requires_grad_(True)
+    out = detect.Watched(module, seen)(leaf)
+    assert bool((out.argmax(1) == 3).all())
+    (grad,) = torch.autograd.grad((out[:, 3] - out[:, :3].amax(1)).sum(), leaf)
+    torch.testing.assert_close(grad, torch.tensor([0.0, 0, 0, 1e-9]).expand(5, 4), rtol=1e-3, atol=1e-12)
 
 
 def test_untrained_detectors_are_their_formulas(digits: nn.Module) -> None:

@@ -9,8 +9,6 @@ from .recipes import Way as Way
 from .recipes import way as way
 from .reject import Abstention as Abstention
 from .reject import abstaining as abstaining
-from .reject import judged as judged
-from .reject import threshold as threshold
 from .trainer import Choose as Choose
 from .trainer import Hardened as Hardened
 from .trainer import Line as Line
@@ -23,7 +21,6 @@ from .wear import Defence as Defence
 from .wear import bare as bare
 from .wear import wear as wear
 from .wrappers import Blurred as Blurred
-from .wrappers import Guarded as Guarded
 from .wrappers import Jpeg as Jpeg
 from .wrappers import Median as Median
 from .wrappers import Noisy as Noisy

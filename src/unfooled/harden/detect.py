@@ -66,9 +66,16 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the scores and that of refusing, [b, k + 1]."""
+        scores, found = self.asked(x)
+        best, above = scores.amax(1, keepdim=True), (found - self.threshold).to(scores.dtype)
+        last = best + above
+        lost = (found > self.threshold) & (last <= best)  # above by less than the sum can hold
+        return torch.cat([scores, torch.where(lost, _next(best).detach() + (last - last.detach()), last)], 1)
+
+    def asked(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the module's scores [b, k] and the detector's suspicion [b, 1], in the detector's own type."""
         scores, read = read_by(self.module, x, self.on)
-        seen = self.detector(read).reshape(len(scores), 1) - self.threshold
-        return torch.cat([scores, scores.amax(1, keepdim=True) + seen.to(scores.dtype)], 1)
+        return scores, self.detector(read).reshape(len(scores), 1)
 
 
 def read_by(module: nn.Module, x: Tensor, on: str) -> tuple[Tensor, Tensor]:
@@ -265,9 +272,30 @@ def calibrated(guard: Watched, x: Tensor, *, fpr: float = 0.05) -> Watched:
 
     The rows must be held out from whatever trained the detector. Raises InputError for a share outside (0, 1).
     """
-    above = suspicion(guard, x) + float(guard.threshold)
-    guard.threshold.fill_(stats.threshold(above.tolist(), fpr))
+    found = Asker(_Suspicion(guard)).value(x, lambda scores, rows: scores[:, 1])
+    line = stats.threshold(found.tolist(), fpr)
+    guard.threshold.fill_(line)
+    if float((found > guard.threshold.to(found.device)).double().mean()) > fpr:  # it holds fewer digits than the line
+        guard.threshold.copy_(_next(guard.threshold))
     return guard
+
+
+def _next(x: Tensor) -> Tensor:
+    """Return numbers that are larger than x, by about as little as its type allows."""
+    kind = torch.finfo(x.dtype)
+    return x + (x.abs() * kind.eps + kind.tiny)
+
+
+class _Suspicion(nn.Module):
+    """A guard whose answer is its detector's: 0 and the suspicion, [b, 2]."""
+
+    def __init__(self, guard: Watched) -> None:
+        super().__init__()
+        self.guard = guard
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.guard.asked(x)[1]
+        return torch.cat([torch.zeros_like(found), found], 1)
 
 
 @dataclass(frozen=True)
@@ -414,7 +442,7 @@ def judged(
     """Judge a detector by attacks that ignore it and by attacks on the target and it together.
 
     Args:
-        guard: the guarded target, its last score that of refusing (`Watched`, `Guarded`); its threshold stays.
+        guard: the guarded target, its last score that of refusing (`Watched`); its threshold stays.
         target: the same target without the detector, with the same bounds.
         x, y: rows that neither was trained or calibrated on, [n, ...] and int64 [n].
         threat: a ball with a finite eps.

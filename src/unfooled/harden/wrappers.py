@@ -1,4 +1,4 @@
-"""Defences that any module can wear: smoothed, quantised or re-encoded inputs, heads that may refuse, detectors.
+"""Defences that any module can wear: smoothed, quantised or re-encoded inputs, and heads that may refuse.
 
 Each is a module of a module, so `unfooled evaluate` measures it like any other, with attacks that know it: what has no
 useful gradient (rounding, JPEG, a median over ties) is passed straight through, what is random is averaged over draws,
@@ -7,7 +7,6 @@ and what refuses is attacked past its refusal.
 
 import io
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -163,7 +162,7 @@ class Sigmoids(nn.Module):
     """A body whose every score stands for its own class alone: log-odds, cut off so that "none of these" can win.
 
     The scores [b, k + 1] are those of the body and, last, that of no class: the log-odds `threshold` below which no
-    class is believed. Give the target `reject="last"`. Train the body by `one_by_one`.
+    class is believed. Give the target `reject="last"`. Train the body by `reject.as_no_class`.
     """
 
     def __init__(self, module: nn.Module, threshold: float = 0.0) -> None:
@@ -175,35 +174,6 @@ class Sigmoids(nn.Module):
         """Return the body's scores and the threshold's, [b, k + 1]."""
         scores = pick(self.module(x), len(x))
         return torch.cat([scores, torch.full_like(scores[:, :1], self.threshold)], 1)
-
-
-def one_by_one(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-    """Return the mean binary cross-entropy of k independent questions (an objective); y of k or more is no class."""
-    scores = module(x)
-    k = scores.shape[1]
-    wanted = F.one_hot(y.clamp(max=k), k + 1)[:, :k].to(scores.dtype)
-    return F.binary_cross_entropy_with_logits(scores, wanted)
-
-
-class Guarded(nn.Module):
-    """A module whose answer counts only where a detector lets it pass (Carlini and Wagner 2017, arXiv:1705.07263).
-
-    The detector maps x, or the `features` of x, to one score [b] or [b, 1], positive where it sees an attack. The
-    answers [b, k + 1] have "refused" last: the best score plus the detector's, so that it wins exactly where that is
-    positive and an attack on both has one margin to climb (their section 3.3). Give the target `reject="last"`.
-    """
-
-    def __init__(
-        self, module: nn.Module, detector: nn.Module, features: Callable[[Tensor], Tensor] | None = None
-    ) -> None:
-        super().__init__()
-        self.module, self.detector, self.features = module, detector, features
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the scores and that of refusing, [b, k + 1]."""
-        scores: Tensor = self.module(x)
-        seen = self.detector(x if self.features is None else self.features(x)).reshape(len(scores), 1)
-        return torch.cat([scores, scores.amax(1, keepdim=True) + seen.to(scores.dtype)], 1)
 
 
 class RadialBasis(nn.Module):
