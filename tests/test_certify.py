@@ -10,7 +10,7 @@ from torch import nn
 import unfooled as uf
 from tests import milp
 from unfooled import certify, harden
-from unfooled.certify.smoothing import predict
+from unfooled.certify.smoothing import draws_for, largest_radius, predict
 from unfooled.core.fit import fit
 from unfooled.core.network import IntervalBound
 from unfooled.harden.certified import certified, gaussian
@@ -217,6 +217,22 @@ def test_training_bounds_are_the_certificates_and_have_gradients() -> None:
     assert not torch.allclose(bound(net, x, y, uf.linf(0.02)), low)
 
 
+def test_training_bounds_are_of_the_network_in_eval_mode_and_leave_its_statistics() -> None:
+    torch.manual_seed(4)
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).train()
+    x, y, bound = 2 * torch.rand(9, 6), torch.randint(3, (9,)), IntervalBound()
+    rival = torch.arange(3) != y[:, None]
+    for _ in range(2):
+        before = [b.clone() for b in net.buffers()]
+        low = bound(net, x, y, uf.linf(0.05))
+        assert net.training and all(torch.equal(a, b) for a, b in zip(net.buffers(), before, strict=True))
+        want = certify.margins(net, x, y, uf.linf(0.05), method="ibp")
+        torch.testing.assert_close(low[rival].double(), want[rival], rtol=1e-4, atol=1e-4)
+        point, scores = bound(net, x, y, uf.linf(0.0)), net(x)  # which moves the running statistics
+        assert not torch.allclose(point, scores.gather(1, y[:, None]) - scores, atol=1e-3), "no batch's own statistics"
+        net[1]._buffers["running_mean"] = net[1].running_mean + 1  # another tensor, as when a module is moved
+
+
 def test_training_on_bounds_certifies_what_plain_training_does_not() -> None:
     torch.manual_seed(0)
     x = torch.rand(300, 6)
@@ -302,11 +318,17 @@ class InPlace(nn.Module):
 @pytest.mark.parametrize(
     ("module", "threat", "said"),
     [
-        (nn.Sequential(nn.Linear(12, 4), nn.Sigmoid()), uf.linf(0.1), "no bounds through a Sigmoid"),
+        (
+            nn.Sequential(nn.Linear(12, 4), nn.Sigmoid()),
+            uf.linf(0.1),
+            "^Layer '1': There are no bounds through a Sigmoid",
+        ),
+        (nn.Sigmoid(), uf.linf(0.1), "^There are no bounds through a Sigmoid"),
+        (nn.BatchNorm1d(12, track_running_stats=False), uf.linf(0.1), "whose answer depends on the batch"),
         (nn.Linear(12, 4), uf.linf(), "finite eps"),
         (nn.Linear(12, 4), uf.l0(2), "Linf, L2 or L1"),
         (lambda v: v, uf.linf(0.1), "torch module"),
-        (Branching(), uf.linf(0.1), "cannot be read as a plain network"),
+        (Branching(), uf.linf(0.1), r"network \(its steps depend on the values that it computes\)"),
         (Asking(), uf.linf(0.1), "does not answer as it does"),
         (Centred(), uf.linf(0.1), "mixes examples"),
         (InPlace(), uf.linf(0.1), "in place on what is used elsewhere"),
@@ -346,6 +368,26 @@ def test_a_row_alone_has_the_certificate_it_has_in_a_batch() -> None:
     alone = certify.smoothed(net, x[2:3], sigma=0.1, n=200)
     assert torch.equal(alone.radius, together.radius[2:3])
     assert torch.equal(alone.counts[0], together.counts[2, : alone.counts.shape[1]])
+
+
+@pytest.mark.parametrize(("sigma", "n", "alpha"), [(0.25, 100, 0.001), (0.5, 10_000, 0.01), (1.0, 5, 0.05)])
+def test_the_largest_radius_is_what_agreeing_draws_certify(sigma: float, n: int, alpha: float) -> None:
+    always = uf.Target(lambda v: torch.stack([v[:, 0] * 0 + 1, v[:, 0] * 0], 1))
+    found = certify.smoothed(always, torch.rand(2, 3), sigma=sigma, n=n, alpha=alpha)
+    most = largest_radius(sigma, n, alpha)
+    assert found.radius.tolist() == pytest.approx([most, most])
+    assert draws_for(most * 0.9999, sigma, alpha) <= n < draws_for(most * 1.001, sigma, alpha) <= 1.05 * n + 1
+    assert largest_radius(sigma, 3, 0.001) == 0 and draws_for(100 * sigma, sigma, alpha) > 1e9
+
+
+def test_what_was_smoothed_prints_as_a_sentence() -> None:
+    net, x, _ = linear()
+    found = certify.smoothed(net, x, sigma=0.1, n=200)
+    sure = found.radius[found.label >= 0]
+    assert repr(found) == str(found) and len(str(found)) < 300 and "tensor" not in str(found)
+    assert f"answers {len(sure)} of 6 inputs for certain" in str(found) and f"to {sure.max():.3g} (median" in str(found)
+    nothing = certify.smoothed(net, x, sigma=0.1, n=3)
+    assert "answers 0 of 6 inputs for certain, and abstains on 6." in str(nothing)
 
 
 def test_a_coin_is_no_certificate() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 import unfooled as uf
+from unfooled.certify.smoothing import largest_radius
 from unfooled.cli._app import call
 from unfooled.evaluate import bracket as room
 from unfooled.evaluate.bracket import Bracket, bracket
@@ -97,6 +99,26 @@ def test_the_curves_count_what_they_say() -> None:
     assert found.image().startswith(b"\x89PNG") and found.image() == found.image()
 
 
+def test_a_bracket_prints_as_its_sentence() -> None:
+    found = made([0.05] * 500, [0.2] * 500)
+    assert repr(found) == str(found) == found.sentence() and len(str(found)) < 400
+
+
+@pytest.mark.parametrize(("sigma", "draws", "few"), [(0.15, 30, True), (0.05, 2000, True), (0.15, 2000, False)])
+def test_draws_that_cannot_certify_the_eps_are_said_with_what_would_do(
+    linear: tuple, sigma: float, draws: int, *, few: bool
+) -> None:
+    module, x, y, _ = linear
+    found = bracket(module, x[:2], y[:2], uf.l2(0.3), method="smoothing", sigma=sigma, draws=draws)
+    told = re.search(r"to certify 0.3, take (?:([\d,]+) draws or )?a sigma of ([\d.]+)\.$", found.sentence())
+    assert bool(told) is few and (not few or not bool(found.certified.any()))
+    if told:
+        assert largest_radius(float(told[2]), draws, 0.001) >= 0.3 > largest_radius(0.97 * float(told[2]), draws, 0.001)
+        if told[1]:
+            enough = int(told[1].replace(",", ""))
+            assert largest_radius(sigma, enough, 0.001) >= 0.3 > largest_radius(sigma, enough - 1, 0.001)
+
+
 def test_the_verdict_on_the_attacks_is_told_and_decides_the_exit_code() -> None:
     for status, code in (("trusted", 0), ("not judged", 0), ("suspect: E1", 3), ("withheld: A1", 4)):
         found = made([0.05], [0.2], status)
@@ -136,7 +158,11 @@ def test_the_command_writes_numbers_a_picture_and_a_sentence(
         (["digits-cnn", "--method", "smoothing", "--threat", "l2(0.5)", "--alpha", "2", "--limit", "2"], "alpha"),
         (["digits-cnn", "--threat", "linf", "--limit", "2"], "is no threat"),
         (["digits-cnn", "--threat", "l0(3)", "--limit", "2"], "Linf, L2 or L1"),
-        (["FILE:sigmoids", "digits", "--threat", "linf(0.1)", "--limit", "2"], "no bounds through a Sigmoid"),
+        (
+            ["FILE:sigmoids", "digits", "--threat", "linf(0.1)", "--limit", "2"],
+            "Layer '2': There are no bounds through a",
+        ),
+        (["FILE:sigmoids", "digits", "--threat", "linf(0.1)", "--limit", "2"], "in L2: --method smoothing."),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_no_folder(

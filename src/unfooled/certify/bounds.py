@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from unfooled.core.network import Interval, Lines, Network, Node, Ramp, read, scaled
+from unfooled.core.network import Interval, Lines, Network, NoBounds, Node, Ramp, read, scaled
 from unfooled.core.target import Target, as_target, untouched
 from unfooled.core.threat import Ball, Threat
 from unfooled.errors import InputError
@@ -126,7 +126,7 @@ class _Asked:
         if threat.mask is not None or threat.levels is not None:
             raise InputError("Bounds know no mask and no levels: give a plain ball, which holds all that these allow.")
         if not isinstance(model.module, nn.Module) or model.kind != "scores":
-            raise InputError("Bounds need a torch module that returns scores.")
+            raise NoBounds("Bounds need a torch module that returns scores.")
         if model.reject is not None:
             raise InputError("Bounds need a target that always answers: give it without its reject option.")
         with torch.inference_mode(False), torch.no_grad(), untouched(model):

@@ -1,5 +1,6 @@
 """Randomised smoothing: the class that a target gives to most noisy copies of an input, and how far that holds."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,19 @@ class Smoothed:
     n: int
     alpha: float
     forward: int
+
+    def __str__(self) -> str:
+        """Return what is certain of how many, how far, and with what probability it is wrong."""
+        sure = self.radius[self.label != ABSTAIN]
+        of = f"{len(sure)} of {len(self.label)} inputs"
+        told = f"The smoothed classifier (sigma = {self.sigma:g}) answers {of} for certain"
+        if len(sure):
+            low, middle, high = sure.min(), sure.median(), sure.max()
+            told += f", within L2 radii from {low:.3g} to {high:.3g} (median {middle:.3g})"
+        told += f", and abstains on {len(self.label) - len(sure)}."
+        return f"{told} A certificate of {self.n:,} draws is wrong with a probability of at most {self.alpha:g}."
+
+    __repr__ = __str__
 
     def certified_accuracy(self, y: Tensor, eps: float) -> tuple[float, tuple[float, float]]:
         """Return the share of rows that are right for certain within L2 `eps`, with its 95% interval (Wilson)."""
@@ -87,6 +101,18 @@ def smoothed(
         torch.where(torch.from_numpy(sure), top, ABSTAIN), torch.from_numpy(radius), torch.from_numpy(lower), counts,
         sigma, n, alpha, asker.forward,
     )  # fmt: skip
+
+
+def largest_radius(sigma: float, n: int, alpha: float) -> float:
+    """Return the radius that `smoothed` certifies where all of n draws agree: it certifies none that is larger."""
+    agreed = alpha ** (1 / n)
+    return float(sigma * norm.ppf(agreed)) if agreed > 0.5 else 0.0
+
+
+def draws_for(radius: float, sigma: float, alpha: float) -> float:
+    """Return the least n of which the largest radius is this one: a whole number, or infinity."""
+    each = float(norm.logcdf(radius / sigma))
+    return math.ceil(math.log(alpha) / each) if each < 0 else math.inf
 
 
 def predict(

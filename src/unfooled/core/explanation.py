@@ -20,11 +20,19 @@ class Explanation(ABC):
     """One measurement that explains something of a target; frozen data, made by a function of this package.
 
     `rows` are plain numbers and strings, ready for JSON or a table; `sentence` says what they mean together with the
-    control or residual they were measured against; `plot` draws them with matplotlib (extra `explain`).
+    control or residual they were measured against; `plot` draws them with matplotlib (extra `explain`). It prints as
+    its sentence.
     """
 
     size: ClassVar[tuple[float, float]] = (7.0, 4.2)
     """Width and height of the figure in inches."""
+
+    def __init_subclass__(cls) -> None:
+        """Print as the sentence: a dataclass would print every number."""
+        cls.__repr__ = Explanation.__repr__  # type: ignore[method-assign]
+
+    def __repr__(self) -> str:
+        return self.sentence()
 
     @abstractmethod
     def rows(self) -> list[dict[str, Any]]:

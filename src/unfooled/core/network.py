@@ -26,6 +26,10 @@ KNOWN = (
 )
 
 
+class NoBounds(InputError):
+    """A network, or a step of one, that bounds cannot go through."""
+
+
 class Piece(ABC):
     """One step of a network: how intervals go forward through it and how linear bounds come back."""
 
@@ -217,7 +221,7 @@ class Network:
             module.eval()
             theirs, ours = module(x).double(), self.intervals((x, x))[-1][0].double()
         if not torch.allclose(ours, theirs, rtol=0, atol=tolerance * max(1.0, float(theirs.abs().max()))):
-            raise InputError(
+            raise NoBounds(
                 f"The network read from the code of {type(module).__name__} does not answer as it does; "
                 "write its forward without branches that depend on the input, and its normalisation as arithmetic."
             )
@@ -243,7 +247,7 @@ class IntervalBound:
 
     They bound the score of y minus every score from below over the ball's box, 0 at y itself (Gowal et al. 2018,
     arXiv:1810.12715): what `harden.certified.certified` takes. A module's code is read when it first comes; its weights
-    are followed.
+    and running statistics are followed, since they bound what it answers in eval mode, whatever mode it is in.
     """
 
     def __init__(self) -> None:
@@ -270,10 +274,11 @@ def read(module: nn.Module, x: Tensor) -> Network:
     try:
         graph = _Tracer().trace(held)
     except Exception as error:  # whatever a forward does with what stands for its input
-        said = (str(error).splitlines() or [""])[0].rstrip(".")
-        raise InputError(
-            f"The code of {type(module).__name__} cannot be read as a plain network ({type(error).__name__}: {said}); "
-            f"bounds go through {KNOWN}."
+        why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        if isinstance(error, fx.proxy.TraceError) or "Proxy" in why:  # fx's words for values that are not known yet
+            why = "its steps depend on the values that it computes"
+        raise NoBounds(
+            f"The code of {type(module).__name__} cannot be read as a plain network ({why}); bounds go through {KNOWN}."
         ) from error
     with torch.no_grad():
         return _Reader(fx.GraphModule(held, graph)).network(torch.cat([x[:1], x[:1]]))
@@ -305,7 +310,7 @@ class _Reader(fx.Interpreter):
         self.nodes = [Node(None, (), x.shape[1:])]
         end = self.run(_Seen(0, x), enable_io_processing=False)
         if not isinstance(end, _Seen) or end.value.dim() != 2 or end.value.shape[1] < 2:
-            raise InputError("Bounds need a network that returns one tensor of scores, of two classes or more.")
+            raise NoBounds("Bounds need a network that returns one tensor of scores, of two classes or more.")
         if end.place != len(self.nodes) - 1:  # the last node's output are the scores
             self._note(Total((1,)), end)
         return Network(tuple(self.nodes))
@@ -338,7 +343,12 @@ class _Reader(fx.Interpreter):
             raise _refused(f"a {type(layer).__name__} of several inputs")
         if isinstance(layer, nn.Flatten | nn.Unflatten):
             return self._note(_shaped(f"a {type(layer).__name__}", layer(args[0].value)), args[0])
-        return self._note(_layer(layer), args[0])
+        try:
+            piece = _layer(layer)
+        except NoBounds as error:
+            name = str(target).partition(".")[2]  # within the module itself, which is what is held
+            raise NoBounds(f"Layer {name!r}: {error}" if name else str(error)) from None
+        return self._note(piece, args[0])
 
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note a function."""
@@ -430,7 +440,9 @@ def _layer(layer: nn.Module) -> Piece:
         return _positive(layer)
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode == "zeros":
         return _convolution(layer)
-    if isinstance(layer, _BY_BATCH) and layer.running_var is not None and layer.running_mean is not None:
+    if isinstance(layer, _BY_BATCH):
+        if layer.running_var is None:
+            raise _refused(f"a {type(layer).__name__} without running statistics, whose answer depends on the batch")
         return _normalisation(layer)
     raise _refused(f"a {type(layer).__name__}")
 
@@ -444,17 +456,18 @@ def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Piece:
 
 
 def _normalisation(layer: nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d) -> Piece:
-    mean, var = layer.running_mean, layer.running_var
-    assert mean is not None and var is not None
+    """Return the layer as it is in eval mode, with the running statistics that it has when it is asked."""
 
-    def gain(dim: int) -> Tensor:
-        scale = (var + layer.eps).rsqrt()
-        return (scale if layer.weight is None else scale * layer.weight).view(1, -1, *[1] * (dim - 2))
+    def asked(v: Tensor) -> Tensor:
+        return F.batch_norm(v, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps)
 
-    return Affine(
-        lambda v: F.batch_norm(v, mean, var, layer.weight, layer.bias, training=False, eps=layer.eps),
-        lambda r: r * gain(r.dim()).abs(),
-    )
+    def absolute(r: Tensor) -> Tensor:
+        assert layer.running_var is not None
+        scale = (layer.running_var + layer.eps).rsqrt()
+        gain = scale if layer.weight is None else scale * layer.weight
+        return r * gain.abs().view(1, -1, *[1] * (r.dim() - 2))
+
+    return Affine(asked, absolute)
 
 
 def _ramp(layer: nn.LeakyReLU) -> Piece:
@@ -487,5 +500,5 @@ def scaled(factor: Any, shift: Any) -> Piece:
     return Affine(lambda v: v * factor + shift, lambda r: r * abs(factor))
 
 
-def _refused(what: str) -> InputError:
-    return InputError(f"There are no bounds through {what}: bounds go through {KNOWN}.")
+def _refused(what: str) -> NoBounds:
+    return NoBounds(f"There are no bounds through {what}: bounds go through {KNOWN}.")

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from unfooled.certify.bounds import certified_radius
-from unfooled.certify.smoothing import predict, smoothed
+from unfooled.certify.smoothing import draws_for, largest_radius, predict, smoothed
 from unfooled.core.attack import parse
 from unfooled.core.data import Data
 from unfooled.core.engine import last_iterate
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
+from unfooled.core.network import NoBounds
 from unfooled.core.result import Progress, Status
 from unfooled.core.run import check_inputs, run
 from unfooled.core.target import Target, untouched
@@ -42,6 +43,9 @@ FARTHEST = 2.0  # of the threat's eps, up to which radii are certified
 HALVINGS = 5  # of that range; the first is the threat's eps itself
 ROUNDING = 1e-6  # of distances measured in float32
 NAMED = 5  # contradictions that a sentence names
+MOST = 1_000_000  # draws that are worth proposing
+
+ELSE = "Of any other classifier, smoothing certifies what it answers behind noise, in L2: --method smoothing."
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,7 @@ class Bracket(Explanation):
                 f"class of most of its noisy copies, not about {self.target} itself. {told} A certificate of "
                 f"{self.draws:,} draws is wrong with a probability of at most {self.alpha:g}."
             )
+            told += self._too_few()
         if self.unfinished:
             told += f" {self.unfinished} examples were not attacked to the end and count as standing."
         if self.contradictions:
@@ -165,6 +170,19 @@ class Bracket(Explanation):
                 f"trusted. {told}"
             )
         return told
+
+    def _too_few(self) -> str:
+        """Return what to do where so many draws of this noise cannot certify the eps at all; nothing where they can."""
+        most = largest_radius(self.sigma, self.draws, self.alpha)
+        if most >= self.eps:
+            return ""
+        more, unit = draws_for(self.eps, self.sigma, self.alpha), most / self.sigma
+        ways = [f"{more:,} draws"] if more <= MOST else []
+        ways += [f"a sigma of {1.01 * self.eps / unit:.3g}"] if unit else []
+        return (
+            f" {self.draws:,} draws certify no more than a radius of {most:.5g}, even where all agree: to certify "
+            f"{self.eps:g}, take {' or '.join(ways) or 'more draws and a larger sigma'}."
+        )
 
     def draw(self, figure: "Figure") -> None:
         """Draw certified accuracy against the radius, and what attacks leave above it."""
@@ -230,7 +248,10 @@ def bracket(
         return _of_smoothed(model, examples, ball, ball.eps / 2 if sigma is None else sigma, draws, alpha, seed)
     if sigma is not None:
         raise InputError(f"sigma belongs to method='smoothing'; leave it out, or do not ask for {method!r}.")
-    radius, told = _by_bounds(model, examples, ball, method)
+    try:
+        radius, told = _by_bounds(model, examples, ball, method)
+    except NoBounds as error:
+        raise NoBounds(f"{error} {ELSE}") from error
     found = evaluate(model, examples, threat=ball, suite=suite, seed=seed, progress=progress)
     search = SMALLEST[ball.norm.name]
     nearest = run(search, model, examples.x, examples.y, replace(ball, eps=float("inf")), seed=seed, progress=progress)

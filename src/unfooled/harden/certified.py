@@ -19,7 +19,7 @@ Bound: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Ball], Tensor]
 def certified(bound: Bound, threat: Ball, *, kappa: float = 0.5, warm: int = 0, ramp: int = 0) -> fit.Objective:
     """Return k J(z, y) + (1 - k) J(worst z, y) (IBP, Gowal et al. 2018, arXiv:1810.12715, eq. 12 and section 4).
 
-    z are the scores at x, the worst z those of the ball's bounds: `certify.worst_case` gives them by intervals. For
+    z are the scores at x, the worst z those of the ball's bounds: `core.network.IntervalBound` gives them. For
     `warm` steps the radius is 0 and k is 1; over the next `ramp` steps the radius grows linearly to the threat's eps
     and k falls to `kappa`. What has been trained so is certified by the same bounds, or tighter ones.
 
