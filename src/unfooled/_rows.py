@@ -87,3 +87,8 @@ def where(mask: Tensor, new: Any, old: Any) -> Any:
 def column(values: Tensor, like: Tensor) -> Tensor:
     """Reshape `values` [b] to [b, 1, ...] so that it broadcasts against `like` [b, ...]."""
     return values.view(-1, *([1] * (like.dim() - 1)))
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """Return x on a device; a CUDA device's work is not waited for, as a plain copy from the host would."""
+    return x.to(device, non_blocking=device.type == "cuda" and x.device.type == "cpu")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from unfooled._rows import sent
 from unfooled.errors import InputError, nearest
 
 
@@ -137,7 +138,7 @@ def _must_be_images(x: Tensor) -> None:
 
 def _draw(n: int, rows: int, generator: torch.Generator, x: Tensor) -> Tensor:
     """Return int64 [rows] below n, drawn on the CPU, where x lies."""
-    return torch.randint(0, n, (rows,), generator=generator).to(x.device)
+    return sent(torch.randint(0, n, (rows,), generator=generator), x.device)
 
 
 def _windows(x: Tensor, pad: int, fill: Literal["reflect", "constant"], generator: torch.Generator) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import _rows
 from .._noise import Noise, row_keys, text_key
-from .._rows import Batch
+from .._rows import Batch, sent
 from ..errors import InputError, TargetError, Unavailable, UnfooledError, safe_text
 from . import oracle as door
 from .access import Access
@@ -689,7 +689,7 @@ def last_iterate(
     if reason := attack.unfit(x, threat, 0):
         raise InputError(f"{attack!r} does not apply: {reason}.")
     names = np.arange(len(x), dtype=np.int64) if ids is None else np.asarray(ids, dtype=np.int64)
-    keys = torch.from_numpy(row_keys(seed, names, attack.key(), step)).to(x.device)
+    keys = sent(torch.from_numpy(row_keys(seed, names, attack.key(), step)), x.device)
     lenders = tuple(Oracle(s, Access.GRADIENT) for s in surrogates)
     p = Problem(x, y, to, torch.zeros_like(y), Noise(keys), x, None, None, threat, Untargeted(), door, lenders)
     state = attack.init(p)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from unfooled._rows import sent
 from unfooled.core.target import flags_kept
 from unfooled.core.together import ALONE, Together
 from unfooled.errors import InputError, UnfooledError
@@ -350,8 +351,7 @@ class Training:
         return (x.contiguous(memory_format=torch.channels_last) if self.recipe.channels_last else x), y
 
     def _rows(self, x: Tensor, y: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-        rows = x[ids.to(x.device)].to(self.device)
-        return unit(rows), y[ids.to(y.device)]
+        return unit(sent(x[sent(ids, x.device)], self.device)), y[sent(ids, y.device)]
 
     def _kept(self, x: Tensor) -> Tensor:
         return x.to(self.device) if x.dtype == torch.uint8 else x

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from unfooled import losses
 from unfooled._noise import Noise, row_keys
+from unfooled._rows import sent
 from unfooled.core import fit
 from unfooled.core.attack import Attack
 from unfooled.core.engine import last_iterate
@@ -434,7 +435,7 @@ def _slope(loss: Callable[[Tensor], Tensor], x: Tensor, *, create_graph: bool = 
 
 def step_noise(seed: int, ids: Tensor, what: str, step: int, x: Tensor) -> Noise:
     """Return the rows' noise of one training step, on the device of x."""
-    return Noise(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), what, step)).to(x.device))
+    return Noise(sent(torch.from_numpy(row_keys(seed, ids.cpu().numpy(), what, step)), x.device))
 
 
 def _grown(threat: Ball, step: int, ramp: int) -> Ball:

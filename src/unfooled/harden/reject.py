@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from unfooled._noise import Noise, row_keys
+from unfooled._rows import sent
 from unfooled.core import fit
 from unfooled.core.ask import Asker, confidences
 from unfooled.core.explanation import COLOURS, Explanation
@@ -91,7 +92,7 @@ def drawn(images: Tensor) -> Outliers:
         raise InputError("Abstaining is learned from outliers; give at least one.")
 
     def make(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
-        return images[torch.randint(len(images), (_half(x),)).to(images.device)].to(x)
+        return sent(images[sent(torch.randint(len(images), (_half(x),)), images.device)], x.device).to(x.dtype)
 
     return make
 
@@ -105,8 +106,7 @@ def noise(bounds: tuple[float, float] = (0.0, 1.0), *, seed: int = 0) -> Outlier
 
     def make(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         few = ids[: _half(x)]
-        keys = row_keys(seed, few.cpu().numpy(), "outliers")
-        luck = Noise(torch.from_numpy(keys).to(x.device))
+        luck = Noise(sent(torch.from_numpy(row_keys(seed, few.cpu().numpy(), "outliers")), x.device))
         flat = lo + (hi - lo) * luck.uniform(step, x.shape[1:], 1, x.dtype)
         normal = luck.normal(step, x.shape[1:], 2, x.dtype)
         even = (torch.arange(len(few), device=x.device) % 2 == 0).view(-1, *[1] * (x.dim() - 1))
