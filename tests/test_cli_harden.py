@@ -260,6 +260,10 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def unmeasured(*_: object, **__: object) -> None:
+    raise AssertionError("bad words are refused before anything is measured")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -299,9 +303,6 @@ def test_bad_input_is_one_sentence(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def unmeasured(*_: object, **__: object) -> None:
-        raise AssertionError("bad words are refused before anything is measured")
-
     late = "OWN/nets.py:hopeless" in words  # that shows while it is trained
     if not late:
         monkeypatch.setattr(hardened, "evaluate", unmeasured)
@@ -380,11 +381,11 @@ def test_what_was_begun_with_a_budget_goes_on_with_its_epochs(tmp_path: Path, mo
     data = uf.load_data("digits", split="train", limit=200)
     train, test = halves(data)
 
-    def run(*, resume: bool) -> int:
+    def run(*, resume: bool, **more: object) -> int:
         target = uf.targets.resolve("digits-cnn")
         proof = harden_target(
-            target, train, test, uf.linf(0.1), recipe="fgsm-rs", budget=10, suite="quick", out=tmp_path / "t",
-            resume=resume,
+            target, train, test, uf.linf(0.1), suite="quick", out=tmp_path / "t", resume=resume,
+            **{"recipe": "fgsm-rs", "budget": 10, **more},
         )  # fmt: skip
         return len(proof.training.lines)
 
@@ -392,6 +393,15 @@ def test_what_was_begun_with_a_budget_goes_on_with_its_epochs(tmp_path: Path, mo
     epochs = run(resume=False)
     monkeypatch.setattr(hardened, "_epoch_seconds", lambda *_, **__: 1.7)  # a slower machine
     assert 1 < epochs < 10 and run(resume=True) == epochs
+    assert run(resume=True, budget=None) == epochs
+    monkeypatch.setattr(hardened, "evaluate", unmeasured)
+    for more, said in (
+        ({"seed": 1}, "begun with seed 0, not 1"),
+        ({"recipe": "n-fgsm"}, "begun with objective fgsm-rs, not n-fgsm"),
+        ({"budget": None, "epochs": epochs + 1}, f"begun with epochs {epochs}, not {epochs + 1}"),
+    ):
+        with pytest.raises(uf.InputError, match=said):
+            run(resume=True, **more)
 
 
 def test_own_data_are_halved_and_normalisation_is_worn(tmp_path: Path) -> None:

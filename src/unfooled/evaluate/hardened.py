@@ -64,13 +64,15 @@ class Proof:
         if self.before.withheld or self.after.withheld:
             return ""
         (robust, low, high), (clean, *_) = self.gains()
-        change = f"robust accuracy changed by {100 * robust:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f})"
-        cost = f"clean accuracy by {100 * clean:+.1f}"
+        change = (
+            f"robust accuracy changed by {100 * robust:+.1f} points ({100 * low:+.1f} to {100 * high:+.1f} at 95%), "
+            f"clean accuracy by {100 * clean:+.1f}"
+        )
         if high < 0:
-            return f"Hardening did harm: {change}, {cost}."
+            return f"Hardening did harm: {change}."
         if low <= 0:
-            return f"Hardening did not help measurably: {change}, which chance alone may bring, and {cost}."
-        return f"It cost more clean accuracy than it gained: {change}, {cost}." if -clean > robust else ""
+            return f"Hardening did not help measurably: {change}."
+        return f"It cost more clean accuracy than it gained: {change}." if -clean > robust else ""
 
     def gains(self) -> list[tuple[float, float, float]]:
         """Return how much robust and clean accuracy grew on the same examples: each with its 95% interval."""
