@@ -71,6 +71,7 @@ def test_the_page_shows_what_was_gained_how_and_for_how_much(made: Path) -> None
     assert page.count("<tr><td") + page.count('<tr class="chosen">') == 4
     assert "adversarial accuracy" in page and "error" not in page
     assert '<tr><th scope="row">extra</th><td>digits</td></tr>' in page and "for 4 epochs" in page
+    assert '<tr><th scope="row">seed</th><td>0</td></tr>' in page and '<th scope="row">test</th>' not in page
     assert "<script" not in page and "http://" not in page and "https://" not in page
     assert (made / "training.png").read_bytes()[:4] == b"\x89PNG"
 
@@ -289,6 +290,7 @@ def unmeasured(*_: object, **__: object) -> None:
         (["OWN/nets.py:bare", "OWN/good.npz"], "no parameter that training could change"),
         (["OWN/nets.py:hopeless", "OWN/good.npz", "--suite", "quick"], "loss became nan in epoch 1"),
         (["digits-cnn", "--augment", "flip"], "Did you mean 'flips'"),
+        (["digits-cnn", "--augment", "crops(9)"], "mirrors more pixels"),
         (["digits-cnn", "--mix", "0.5"], "--extra"),
         (["digits-cnn", "--extra", "digits", "--mix", "1"], "mix"),
         (["digits-cnn", "--smoothing", "1"], "smoothing"),

@@ -151,11 +151,11 @@ def harden(
         (workers, "--workers"),
     ):
         _words.at_least_one(value, option)
-    for share, option in ((ema, "--ema"), (smoothing, "--smoothing"), (mix, "--mix")):
-        if share is not None and not (0 < share < 1 or (share == 0 and option != "--mix")):
-            raise InputError(
-                f"{option} is a share {'above' if option == '--mix' else 'from'} 0 to below 1, not {share:g}."
-            )
+    for share, option in ((ema, "--ema"), (smoothing, "--smoothing")):
+        if share is not None and not 0 <= share < 1:
+            raise InputError(f"{option} is a share from 0 to below 1, not {share:g}.")
+    if mix is not None and not 0 < mix < 1:
+        raise InputError(f"--mix is a share above 0 and below 1, not {mix:g}.")
     if lr is not None and not lr > 0:
         raise InputError(f"--lr must be positive, not {lr:g}.")
     if mix is not None and extra is None:

@@ -186,7 +186,9 @@ def harden_target(
     missing = len(train) - len(own) - len(kept), len(extra or ()) - sum(map(len, others))
     an_epoch = steps(plan, len(own), extra=bool(others))
     rounds = fresh_universals(own, ball, steps=an_epoch, seed=seed)
-    way.objective(ball, seed=seed, rounds=rounds)  # refused before anything is measured
+    way.objective(ball, seed=seed, rounds=rounds)  # what cannot be is refused before anything is measured
+    if changes is not None:
+        changes(own.x[:2], torch.Generator())
     if budget is not None and begun is None:
         few = fresh_universals(own.take(plan.batch_size * TRIAL), threat, steps=TRIAL, seed=seed)
         more = (others[0].x, others[0].y) if others else None

@@ -155,5 +155,5 @@ def _settings(settings: dict[str, Any]) -> list[tuple[str, str]]:
     return [
         (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
         for name, value in settings.items()
-        if value not in (None, "", False)
+        if value is not None and value is not False and value != ""
     ]
