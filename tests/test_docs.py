@@ -100,6 +100,38 @@ def test_the_lines_on_the_shelf_in_readme_run() -> None:
     assert left.tolist() == [float((distance > eps).double().mean()) for eps in (0.25, 0.5, 1.0)]
 
 
+# ---- hardening
+
+
+def test_the_lines_on_hardening_from_python_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = [b for b in blocks("harden.md") if "harden.fit(" in b]
+    known: dict[str, Any] = {}
+    exec(source, known)
+    said = capsys.readouterr().out.splitlines()
+    starts = (
+        "Epoch ",
+        "robust accuracy at most",
+        "The smoothed classifier",
+        "Robust accuracy within",
+        "Sequential answers",
+    )
+    assert len(said) == len(starts) and all(line.startswith(start) for line, start in zip(said, starts, strict=True))
+    (judged,) = re.findall(r"([\d.]+)% right and accepted.* noise: ([\d.]+)% answered", said[-1])
+    assert float(judged[0]) > 70 and float(judged[1]) < 20
+
+
+@pytest.mark.slow
+def test_the_lines_on_detectors_run(capsys: pytest.CaptureFixture[str]) -> None:
+    (source,) = [b for b in blocks("harden.md") if "detect.detector(" in b]
+    train, test = uf.load_data("digits", split="train"), uf.load_data("digits", limit=8)
+    known: dict[str, Any] = {
+        "module": uf.targets.resolve("digits-cnn").module, "x_train": train.x[:150], "y_train": train.y[:150],
+        "x_held_out": train.x[150:300], "x": test.x, "y": test.y,
+    }  # fmt: skip
+    exec(source, known)
+    assert "the target without a detector keeps" in capsys.readouterr().out
+
+
 # ---- choosing an attack
 
 
