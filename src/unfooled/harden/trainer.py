@@ -216,7 +216,7 @@ def fit(
     if choose not in ("adversarial", "clean", "last"):
         raise InputError(f"choose is 'adversarial', 'clean' or 'last', not {choose!r}.")
     if not isinstance(objective, str) and not callable(objective):
-        raise InputError(f"{objective!r} is no objective: give the name of a way to harden, such as 'pgd', or a call.")
+        raise InputError(f"{objective!r} is no objective: give a way's name, such as 'pgd', or a callable.")
     recipe = recipe or Recipe(**(way(objective).recipe if isinstance(objective, str) else {}))
     changed = read_augmentation(augment) if isinstance(augment, str) else augment
     whole, others = _read(data), [] if extra is None else [_read(extra)]
