@@ -242,6 +242,9 @@ def broken():
     module[1].weight.data[3, 5] = float("nan")
     return module
 
+def smooth():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.Sigmoid(), nn.Linear(8, 10))
+
 class Mute(Hiccup):
     def forward(self, x):
         return self.net(x) * float("nan")
@@ -288,6 +291,7 @@ def unmeasured(*_: object, **__: object) -> None:
         (["digits-cnn", "--lr", "0"], "--lr"),
         (["OWN/nets.py:frozen", "OWN/good.npz"], "no parameter that training could change"),
         (["OWN/nets.py:bare", "OWN/good.npz"], "no parameter that training could change"),
+        (["OWN/nets.py:smooth", "OWN/good.npz", "--recipe", "ibp"], "no bounds through a Sigmoid"),
         (["OWN/nets.py:hopeless", "OWN/good.npz", "--suite", "quick"], "loss became nan in epoch 1"),
         (["digits-cnn", "--augment", "flip"], "Did you mean 'flips'"),
         (["digits-cnn", "--augment", "crops(9)"], "mirrors more pixels"),

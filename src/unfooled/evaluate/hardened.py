@@ -1,6 +1,7 @@
 """From a target to a harder one with the proof: trained within a budget, and measured before and after."""
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from unfooled.core.fit import Augment, Objective, Recipe, Step, Training
 from unfooled.core.result import Evaluation, Progress
 from unfooled.core.target import Target
 from unfooled.core.threat import Ball
-from unfooled.errors import InputError
+from unfooled.errors import InputError, UnfooledError
 from unfooled.evaluate.measure import _suite, evaluate
 from unfooled.harden.trainer import RAMP, apart, counted, left_out, must_match, split, steps
 from unfooled.stats import mean_interval
@@ -186,14 +187,12 @@ def harden_target(
     missing = len(train) - len(own) - len(kept), len(extra or ()) - sum(map(len, others))
     an_epoch = steps(plan, len(own), extra=bool(others))
     rounds = fresh_universals(own, ball, steps=an_epoch, seed=seed)
-    way.objective(ball, seed=seed, rounds=rounds)  # what cannot be is refused before anything is measured
-    if changes is not None:
-        changes(own.x[:2], torch.Generator())
-    if budget is not None and begun is None:
-        few = fresh_universals(own.take(plan.batch_size * TRIAL), threat, steps=TRIAL, seed=seed)
-        more = (others[0].x, others[0].y) if others else None
-        objective = way.objective(threat, seed=seed, rounds=few)
-        per_epoch = _epoch_seconds(module, own, objective, plan, augment=changes, extra=more)
+    few = fresh_universals(own.take(plan.batch_size * TRIAL), ball, steps=TRIAL, seed=seed)
+    more = (others[0].x, others[0].y) if others else None
+    if begun is None:  # what cannot be trained is refused before anything is measured
+        trial = way.objective(ball, seed=seed, rounds=few)
+        per_epoch = _epoch_seconds(module, own, trial, plan, augment=changes, extra=more)
+    if begun is None and budget is not None:
         fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * len(kept) / (way.passes * len(own))), len(own))
         plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
     before = evaluate(target, test, threat=threat, suite=suite, limit=limit, seed=seed, progress=progress)
@@ -241,8 +240,17 @@ def _epoch_seconds(
     rows = plan.batch_size * TRIAL
     trial, some = Recipe(**{**vars(plan), "epochs": 2}), train.take(rows)
     timed = Training(copy.deepcopy(module), some.x, some.y, objective, trial, augment=augment, extra=extra)
-    timed.run_epoch()  # the first is slower
-    return timed.run_epoch().seconds * len(train) / len(some)
+    seconds = 0.0
+    for _ in range(2):  # the first is slower
+        began = time.perf_counter()
+        try:
+            timed.run_epoch()
+        except InputError:
+            raise
+        except UnfooledError:  # a loss that is not finite: training itself goes on with a lower rate
+            pass
+        seconds = time.perf_counter() - began
+    return seconds * len(train) / len(some)
 
 
 def _affordable(budget: float, epoch: float, rows: int) -> int:
