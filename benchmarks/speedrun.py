@@ -38,7 +38,7 @@ from unfooled.core import record
 from unfooled.core.augment import augment
 from unfooled.core.data import DATASETS
 from unfooled.core.explanation import COLOURS, Explanation
-from unfooled.core.fit import Recipe, Training
+from unfooled.core.fit import Diverged, Recipe, Training
 from unfooled.stats import mean_interval
 from unfooled.targets.residual import cifar_cnn, preact_resnet18
 
@@ -186,7 +186,7 @@ def train(job: Job, images: Images, device: torch.device, until: float = math.in
         begun = clock(device)
         try:
             done = run.run_epoch()
-        except uf.UnfooledError as error:  # what was reached before is scored all the same
+        except Diverged as error:  # what was reached before is scored all the same
             record.write_json(index, known | {"done": True, "diverged": str(error)})
             return True
         known["spent"] += clock(device) - begun

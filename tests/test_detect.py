@@ -151,7 +151,7 @@ def test_a_calibrated_guard_refuses_at_the_rate(digits: nn.Module) -> None:
 def test_a_guard_refuses_where_its_detector_is_above_the_threshold_however_little(
     kind: torch.dtype, size: float
 ) -> None:
-    """Scores of 100,000 have no room in float32 for suspicions of 0.00006; the answer is the detector's all the same."""
+    """Scores of 100,000 have no room in float32 for suspicions of 0.00006; the answer is the detector's even so."""
     x = torch.rand(400, 4, generator=torch.Generator().manual_seed(0), dtype=kind)
     x[100:130, 3] = 0.5  # rows that are equally suspicious
     module = nn.Linear(4, 3).to(kind)

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import unfooled as uf
 from benchmarks import results, speedrun
 from benchmarks.speedrun import Images, Job, Share
-from unfooled.core.fit import Recipe
+from unfooled.core.fit import Diverged, Recipe
 from unfooled.targets import residual
 
 CPU = torch.device("cpu")
@@ -85,7 +85,7 @@ def test_a_training_that_diverges_is_done_and_what_it_passed_is_kept(here, image
 def diverging(run_epoch, after: int):
     def run(training, on_step=None):
         if training.epoch == after:
-            raise uf.UnfooledError("A weight was no longer finite.")
+            raise Diverged("A weight was no longer finite.")
         return run_epoch(training, on_step)
 
     return run

@@ -120,8 +120,80 @@ def test_a_loss_that_is_not_finite_goes_back_and_on_more_slowly() -> None:
     def hopeless(module, xb, yb, ids, step):
         return F.cross_entropy(module(xb), yb) * float("nan")
 
+    module = linear()
     with pytest.raises(uf.UnfooledError, match="loss became nan"):
-        trainer.fit(linear(), (x, y), hopeless, threat=BALL, recipe=RECIPE)
+        trainer.fit(module, (x, y), hopeless, threat=BALL, recipe=RECIPE)
+    assert torch.equal(module.weight, linear().weight), "a training that failed takes nothing from the module"
+
+
+def test_what_an_objective_raises_is_raised_and_the_best_epoch_so_far_is_kept() -> None:
+    x, y = strong_and_weak_features()
+
+    def odd(module, xb, yb, ids, step):
+        if step == 20:
+            raise uf.InputError("step 20 is odd")
+        return F.cross_entropy(module(xb), yb)
+
+    module, lines = linear(), []
+    with pytest.raises(uf.InputError, match="step 20 is odd"):
+        trainer.fit(module, (x, y), odd, threat=BALL, recipe=RECIPE, validation=200, on_line=lines.append)
+    assert len(lines) == 2 and not torch.equal(module.weight, linear().weight)
+    shown = module(trainer.split(uf.Data(x, y), 200, 0)[1].x).argmax(1) == trainer.split(uf.Data(x, y), 200, 0)[1].y
+    assert float(shown.double().mean()) in [line.clean for line in lines]
+
+
+def test_a_ways_own_settings_hold_beside_a_recipe_and_give_way_to_it() -> None:
+    x, y = strong_and_weak_features(100)
+    for given, replays in ((Recipe(epochs=2, batch_size=20), 4), (Recipe(epochs=2, batch_size=20, replays=3), 3)):
+        done = trainer.fit(linear(), (x, y), "free", threat=BALL, recipe=given, validation=20)
+        assert done.settings["recipe"]["replays"] == replays and done.lines[0].images == 80 * replays
+        assert done.settings["recipe"]["batch_size"] == 20
+
+
+def test_l1_has_a_weak_attack_too_and_one_row_left_over_joins_a_batch() -> None:
+    x, y = strong_and_weak_features(84)
+    normal = nn.Sequential(linear(), nn.BatchNorm1d(2))  # knows no batch of one
+    sizes: list[int] = []
+
+    def seen(module, xb, yb, ids, step):
+        sizes.append(len(xb))
+        return F.cross_entropy(module(xb), yb)
+
+    done = trainer.fit(normal, (x, y), seen, threat="l1(0.5)", recipe=Recipe(epochs=1, batch_size=21), validation=20)
+    assert sizes == [21, 21, 22] and done.weak == "pgd(steps=1, step_size=1)"
+    assert core_fit.batches(64, 21) == 3 and core_fit.batches(65, 21) == 4 and core_fit.batches(3, 1) == 3
+    assert core_fit.batches(1, 21) == 1
+
+
+def test_training_needs_no_other_mode_around_it() -> None:
+    x, y = strong_and_weak_features(60)
+    module = linear()
+    with torch.inference_mode():
+        trainer.fit(module, (x, y.int()), "n-fgsm", threat=BALL, recipe=Recipe(epochs=1, lr=0.1), validation=20)
+    assert not torch.equal(module.weight, linear().weight)
+
+
+def test_attempts_are_counted_across_a_resume(tmp_path: Path) -> None:
+    x, y = strong_and_weak_features(100)
+    how = {"threat": BALL, "recipe": Recipe(epochs=4, batch_size=20), "validation": 20, "out": tmp_path / "t"}
+    calls: list[int] = []
+
+    def at_first(module, xb, yb, ids, step):
+        calls.append(step)
+        return F.cross_entropy(module(xb), yb) * (float("nan") if len(calls) in (5, 9, 13) else 1)
+
+    def stop(line: Line) -> None:
+        if line.epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(linear(), (x, y), at_first, name="o", on_line=stop, **how)
+    assert json.loads((tmp_path / "t" / "training.json").read_text())["strikes"] == 3
+    done = trainer.fit(
+        linear(), (x, y), lambda m, a, b, ids, step: F.cross_entropy(m(a), b) * float("nan"), name="o", resume=True,
+        **how,
+    )  # fmt: skip
+    assert len(done.lines) == 2 and len(done.alarms) == 4 and "Training ended there" in done.alarms[3]
 
 
 def test_weights_that_are_no_numbers_are_no_good_epoch() -> None:
@@ -221,6 +293,14 @@ def test_alarms_are_about_what_the_lines_say() -> None:
         chance = trainer._Log("adversarial", 500, 10)
         chance.add(Line(1, 1.0, 0.1, 0.3, best, best, 1.0))
         assert chance.add(Line(2, 1.0, 0.1, 0.9, 0.8, 0.01, 1.0)).alarm == said
+    chance = trainer._Log("adversarial", 20, 10)  # two of twenty right, then none: nothing has been learned yet
+    for epoch, strong in enumerate([0.1, 0.0, 0.0, 0.0, 0.0, 0.0], 1):
+        assert chance.add(Line(epoch, 1.0 / epoch, 0.1, 0.9, strong, strong, 1.0)).alarm == ""
+    risen = trainer._Log("adversarial", 1000, 10)
+    for epoch, strong in enumerate([0.5, 0.3, 0.3, 0.3, 0.3, 0.3, 0.6], 1):
+        risen.add(Line(epoch, 1.0 / epoch, 0.1, 0.9, strong, strong, 1.0))
+        assert len(risen.alarms) == (epoch == 6)  # taken back
+    assert risen.best == 7 and not any(line.alarm for line in risen.lines)
     steady = trainer._Log("adversarial", 500, 10)
     for epoch in range(1, 12):
         assert steady.add(Line(epoch, 1.0 / epoch, 0.1, 0.9, 0.5, 0.45 + 0.001 * (epoch % 3), 1.0)).alarm == ""
@@ -259,10 +339,21 @@ def test_bad_input_is_one_sentence() -> None:
     broken = linear()
     broken.bias.data[1] = float("nan")
     refuse("weights in bias are not all finite", broken, x, y)
+    refuse(r"span \[0, 255\].* the threat's bounds are \[0, 1\]", linear(), (x > 0.5) * 255.0, y)
+    refuse("patience counts epochs", linear(), x, y, patience=0)
+    refuse("give out=", linear(), x, y, resume=True)
+    refuse("a number of rows, or rows", linear(), x, y, validation=0.2)
+    refuse("is no recipe", linear(), x, y, recipe="pgd")
+    refuse("one whole-number label an input", linear(), x, y[:, None])
+    refuse("one whole-number label an input", linear(), x, y > 0)
+    refuse("give target.module", uf.Target(linear()), x, y)
+    refuse("cannot be moved to", linear(), x, y, device="meta:nowhere")
+    with pytest.raises(uf.InputError, match="returns one number"):
+        trainer.fit(linear(), (x, y), lambda m, a, b, ids, step: m(a).sum(1), threat=BALL, validation=20)
     mute = linear()
     mute.register_forward_hook(lambda m, given, scores: scores * float("nan"))
     refuse("answers NaN", mute, x, y)
-    for objective, said in (("pdg", "Did you mean 'pgd'"), ("universal", "needs rounds"), (3, "3 is no objective")):
+    for objective, said in (("pdg", "Did you mean 'pgd'"), ("universal", "must be told"), (3, "3 is no objective")):
         with pytest.raises(uf.InputError, match=said):
             trainer.fit(linear(), (x, y), objective, threat=BALL, validation=20)
 

@@ -1,5 +1,6 @@
 """`unfooled harden`: from a classifier to a harder one, with the same evaluation before and after."""
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -64,7 +65,7 @@ def harden(
     """Harden a classifier within a budget and prove it: the same evaluation before and after, on held-out examples.
 
     Training is judged by an attack after every epoch, the best epoch is kept, and what goes wrong is said. The folder
-    gets the weights, a report of the hardening, both evaluations, and a checkpoint an epoch.
+    gets the weights, a report of the hardening, both evaluations, and the last checkpoint.
 
     Parameters
     ----------
@@ -78,7 +79,8 @@ def harden(
     recipe
         How it is trained: pgd is thorough, n-fgsm four times faster; `unfooled list recipes` has them all.
     budget
-        Longest time of training, such as 90s, 5m or 1h30m; the evaluations come on top.
+        Time for training, such as 90s, 5m or 1h30m: as many epochs as fit, by a trial of a few steps; the evaluations
+        come on top.
     epochs
         How many epochs instead, or at most [default: 10 without a budget].
     out
@@ -225,6 +227,8 @@ def harden(
             )  # fmt: skip
         except BaseException:
             if resume is None:
+                with contextlib.suppress(OSError):
+                    (folder / "training").rmdir()  # where no epoch was finished
                 record.forget(folder, useless=True)  # where nothing was made
             raise
         record.write_bytes(folder / "hardened.safetensors", proof.weights())

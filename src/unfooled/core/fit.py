@@ -170,6 +170,15 @@ class Recipe:
                 raise InputError(f"Unknown {name} {getattr(self, name)!r}: use {', '.join(most)} or {last}.")
 
 
+class Diverged(UnfooledError):
+    """The loss or a weight is no longer finite."""
+
+
+def batches(rows: int, size: int) -> int:
+    """Return how many batches of `size` rows an epoch has; a single row left over joins the last one (BatchNorm)."""
+    return math.ceil(rows / size) - (1 < size < rows and rows % size == 1)
+
+
 class Training:
     """A module in training, an epoch at a time; between epochs its whole state can be taken out and put back.
 
@@ -230,8 +239,8 @@ class Training:
         self._trained = trained
         asked: nn.Module = module if recipe.precision == "float32" else _InBf16(module, self.device)
         self._asked: nn.Module = torch.compile(asked) if recipe.compiled else asked  # type: ignore[assignment]
-        steps = recipe.epochs * recipe.replays * math.ceil(len(x) / self._own)
-        if (least := len(x) % self._own or min(len(x), self._own)) < together.size:
+        steps = recipe.epochs * recipe.replays * batches(len(x), self._own)
+        if (least := len(x) - (batches(len(x), self._own) - 1) * self._own) < together.size:
             raise InputError(f"A batch of {least} rows is too small for {together.size} workers: change batch_size.")
         together.agree([*module.parameters(), *module.buffers()])
         self._optimizer = _optimizer(recipe, trained)
@@ -258,7 +267,7 @@ class Training:
         """Visit all rows once in a new order, the last batch being smaller; return the epoch's line of the history.
 
         `on_step` is called after every batch. The caller's random state, grad mode and the module's training flags are
-        as before when this returns or raises. Raises UnfooledError when the loss or a weight is no longer finite.
+        as before when this returns or raises. Raises Diverged when the loss or a weight is no longer finite.
         """
         r, began = self.recipe, time.perf_counter()
         total, seen = torch.zeros((), dtype=torch.float64, device=self.device), 0
@@ -283,7 +292,7 @@ class Training:
         mean = summed / seen / r.replays
         if not math.isfinite(mean + weighed):
             what = f"The loss became {mean}" if not math.isfinite(mean) else "A weight was no longer finite"
-            raise UnfooledError(f"{what} in epoch {self.epoch + 1}: train with a lower lr than {r.lr}.")
+            raise Diverged(f"{what} in epoch {self.epoch + 1}: train with a lower lr than {r.lr}.")
         done = Epoch(
             self.epoch + 1, mean, float(self._rate.get_last_lr()[0]), time.perf_counter() - began,
             seen * r.replays, int(forward), int(backward),
@@ -333,7 +342,8 @@ class Training:
 
     def _batches(self) -> list[Tensor]:
         """Return the ids of an epoch's batches, each int64 on the CPU: all of the data once, and the extra share."""
-        own = torch.split(torch.randperm(len(self.x), generator=self._order), self._own)
+        order, size = torch.randperm(len(self.x), generator=self._order), self._own
+        own = order.tensor_split([size * at for at in range(1, batches(len(order), size))])
         if self.extra is None:
             return list(own)
         share = (self.recipe.batch_size - self._own) / self._own
@@ -362,7 +372,10 @@ class Training:
         share = (mine.stop - mine.start) / len(ids)
         smoothed = _SMOOTHING.set(self.recipe.smoothing)
         try:
-            loss: Tensor = share * self.objective(self._asked, x[mine], y[mine], ids[mine], self.step)
+            given = self.objective(self._asked, x[mine], y[mine], ids[mine], self.step)
+            if not isinstance(given, Tensor) or given.dim() or not given.requires_grad:
+                raise InputError("An objective returns one number that depends on the module's parameters.")
+            loss: Tensor = share * given
         finally:
             _SMOOTHING.reset(smoothed)
         self._optimizer.zero_grad()

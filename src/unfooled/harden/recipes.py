@@ -49,7 +49,10 @@ class Way:
         if self.make:
             return self.make(threat, seed, ramp)
         if rounds is None:
-            raise InputError(f"The recipe {self.name!r} needs rounds=Rounds(...), which says how changes are learned.")
+            raise InputError(
+                f"The recipe {self.name!r} must be told how changes are learned: give the objective "
+                f"harden.way({self.name!r}).objective(threat, rounds=Rounds(...))."
+            )
         return objectives.universal(rounds.learn, threat, steps=rounds.steps, seed=seed)
 
 

@@ -1,7 +1,6 @@
 """Hardening a module: training that is judged by an attack after every epoch, keeps its best, and can be killed."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,15 +15,15 @@ from unfooled._noise import example_ids
 from unfooled.core import record
 from unfooled.core.attack import Attack, as_attack
 from unfooled.core.augment import augment as read_augmentation
-from unfooled.core.data import Data, load_data
+from unfooled.core.data import FORGIVEN, Data, load_data
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
-from unfooled.core.fit import Augment, Objective, Recipe, Step, Training, unit
+from unfooled.core.fit import Augment, Diverged, Objective, Recipe, Step, Training, batches, unit
 from unfooled.core.result import Status
 from unfooled.core.run import run
 from unfooled.core.target import Target, untouched
 from unfooled.core.threat import Ball, as_threat
 from unfooled.core.together import ALONE, Together
-from unfooled.errors import InputError, UnfooledError
+from unfooled.errors import InputError
 from unfooled.stats import wilson
 
 from .recipes import way
@@ -34,7 +33,8 @@ if TYPE_CHECKING:
 
 Choose = Literal["adversarial", "clean", "last"]
 
-JUDGE, WEAK = "pgd(steps=10, step_size=0.25)", "fgsm()"
+JUDGE, WEAK, LONG = "pgd(steps=10, step_size=0.25)", "fgsm()", "pgd(steps=1, step_size=1)"
+OVERFITTING = "Robust overfitting"
 SLOWER = 0.5
 """Factor of the learning rate after a loss that was not finite."""
 
@@ -150,6 +150,7 @@ may be uint8, or what `load_data` reads: a name, a path, a DataLoader or another
 read once and held in memory: what it draws at random is drawn once."""
 
 
+@torch.inference_mode(mode=False)
 def fit(
     module: nn.Module,
     data: Rows,
@@ -158,7 +159,7 @@ def fit(
     threat: Ball | str,
     recipe: Recipe | None = None,
     judge: Attack[Any] | str = JUDGE,
-    weak: Attack[Any] | str = WEAK,
+    weak: Attack[Any] | str | None = None,
     validation: Rows | int | None = None,
     extra: Rows | None = None,
     choose: Choose = "adversarial",
@@ -177,12 +178,12 @@ def fit(
     Args:
         module: takes inputs in [0, 1]; trained where its weights are, or on `device`.
         data: what it is trained on (`Rows`): a loader, a `Data`, a pair (x, y), or a name of `load_data`.
-        objective: what a step minimises (`harden.objectives`), or the name of a way to harden (`harden.WAYS`), whose
-            radius then grows over the first tenth of all steps.
+        objective: what a step minimises (`harden.objectives`), or the name of a way to harden (`harden.WAYS`, all but
+            "universal"); where it has a radius that grows, that grows over the first tenth of all steps.
         threat: what it is to be hardened against; a ball with a finite eps, or its text, such as "linf(8/255)".
-        recipe: how it is trained (`core.fit.Recipe`); by default with the settings of the way that is named.
-        judge, weak: the attack whose error counts, and a one-step attack beside it; a model that stands against the
-            weak one alone has learned to fool it.
+        recipe: how it is trained (`core.fit.Recipe`); what it leaves at a default is as the way that is named has it.
+        judge, weak: the attack whose error counts, and a one-step attack beside it (FGSM, in L1 one long step of PGD);
+            a model that stands against the weak one alone has learned to fool it.
         validation: rows that are not trained on; or how many of the training rows, chosen by the recipe's seed, are
             kept back: a tenth, 20 at least and 500 at most, where nothing is said. Rows of the data and of `extra`
             that are validation rows too, pixel for pixel, are not trained on.
@@ -191,8 +192,9 @@ def fit(
             the last one.
         patience: epochs without a better one after which training ends; None: it goes on.
         augment: as for `core.fit.Training`, or its text, such as "flips+crops(4)" (`core.augment`).
-        out: a folder for checkpoints, one an epoch, written whole; with `resume` training goes on from what lies there
-            and ends with the same bits as if it had not been interrupted (on the CPU).
+        out: a folder for checkpoints, written whole after every epoch, the last and the best kept; with `resume`
+            training goes on from what lies there and ends with the same bits as if it had not been interrupted (on the
+            CPU).
         name: what the objective is called there: a resumed training must have the same.
         on_line, on_step: called after every epoch, and after every batch.
         together: the place among several processes that all call this alike, as for `core.fit.Training`; the first
@@ -201,28 +203,44 @@ def fit(
     A loss that is no longer finite goes back to the last good epoch and on with half the learning rate, at most three
     times. Where the one-step attack is withstood while the judge breaks what it did not break before (catastrophic
     overfitting, Wong et al. 2020, arXiv:2001.03994), training ends with the best epoch. Five epochs below the best in a
-    row are said (robust overfitting). All of it stands in `alarms`.
+    row are said (robust overfitting) unless a better one follows. All of it stands in `alarms`. Whatever is raised, the
+    module is left with the best epoch so far, or with the weights that it came with.
 
     Raises:
-        InputError: data with one class or labels out of range, a module without parameters to train, a threat without
-            eps, a folder that belongs to another training.
+        InputError: data with one class, outside the threat's bounds or with labels out of range, a module without
+            parameters to train, a threat without eps, a folder that belongs to another training.
         UnfooledError: the loss was not finite in the first epoch at every learning rate tried.
     """
+    if not isinstance(module, nn.Module):
+        raise InputError(f"Only torch modules can be hardened, not a {type(module).__name__}; give target.module.")
     if not isinstance(threat, Ball | str):
         raise InputError(f"{threat!r} is no threat; write for example uf.linf(8/255) or 'linf(8/255)'.")
-    threat, judge, weak = as_threat(threat), as_attack(judge), as_attack(weak)
+    threat, judge = as_threat(threat), as_attack(judge)
+    weak = as_attack(weak or (LONG if threat.norm.name == "l1" else WEAK))
     if not threat.bounded:
         raise InputError(f"Hardening needs a threat with a finite eps, not {threat!r}.")
     if choose not in ("adversarial", "clean", "last"):
         raise InputError(f"choose is 'adversarial', 'clean' or 'last', not {choose!r}.")
     if not isinstance(objective, str) and not callable(objective):
         raise InputError(f"{objective!r} is no objective: give a way's name, such as 'pgd', or a callable.")
-    recipe = recipe or Recipe(**(way(objective).recipe if isinstance(objective, str) else {}))
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise InputError(f"{recipe!r} is no recipe: give a core.fit.Recipe, such as Recipe(epochs=5).")
+    if patience is not None and patience < 1:
+        raise InputError(f"patience counts epochs and is 1 or more, not {patience}.")
+    if resume and out is None:
+        raise InputError("resume goes on with the training in a folder: give out=, too.")
+    recipe, usual = recipe or Recipe(), way(objective).recipe if isinstance(objective, str) else {}
+    recipe = replace(recipe, **{k: v for k, v in usual.items() if getattr(recipe, k) == getattr(Recipe, k)})
     changed = read_augmentation(augment) if isinstance(augment, str) else augment
     whole, others = _read(data), [] if extra is None else [_read(extra)]
     if device is not None:
-        module.to(device)
+        try:
+            module.to(device)
+        except (AssertionError, RuntimeError) as error:
+            raise InputError(f"The module cannot be moved to {device}: {str(error).splitlines()[0]}") from error
     own, kept = split(whole, validation, recipe.seed)
+    for each in (own, kept, *others):
+        _within(each.x, threat)
     classes = _classes(module, [whole, kept, *others])
     both = [own, *others]
     own, *others = apart(both, [kept])
@@ -245,6 +263,7 @@ def fit(
         "augment": getattr(augment, "__qualname__", None) or str(augment or ""),
     }
     store = None if out is None else _Store(Path(out), settings, resume=resume, together=together)
+    began_with = {k: v.detach().clone() for k, v in module.state_dict().items()}
     training = Training(module, x, y, objective, recipe, augment=changed, extra=more, device=device, together=together)
     log = _Log(choose, len(x_val), classes)
     if store is not None and resume:
@@ -262,42 +281,45 @@ def fit(
         together.add([counted])
         return [n / len(x_val) for n in counted.tolist()]
 
-    good, strikes = training.state(), 0
-    while training.epoch < recipe.epochs and not log.ended(patience):
-        try:
-            done = training.run_epoch(on_step)
-        except UnfooledError as error:
-            strikes += 1
-            if strikes > STRIKES:
-                if not log.lines:
-                    raise
-                log.alarms.append(f"{error} Training ended there, after {STRIKES} attempts with lower rates.")
-                break
-            training.restore(*good)
-            training.slow(SLOWER)
-            good = training.state()  # the next attempt, if there must be one, is slower still
-            log.alarms.append(
-                f"The loss was not finite in epoch {training.epoch + 1}: back to the last good epoch, and on with "
-                f"{training.slowed:g} of the learning rate; begin with a lower one."
-            )
-            continue
-        began = time.perf_counter()
-        clean, one, strong = look()
-        line = log.add(
-            Line(
-                done.epoch, done.loss, done.lr, clean, one, strong, done.seconds,
-                judging=time.perf_counter() - began, images=done.images, forward=done.forward, backward=done.backward,
-            )
-        )  # fmt: skip
-        if log.best == line.epoch:
-            log.weights = {k: v.detach().cpu().clone() for k, v in training.evaluated.state_dict().items()}
+    try:
         good = training.state()
-        if store is not None:
-            store.save(good, log)
-        if on_line:
-            on_line(line)
-    training.finish()
-    module.load_state_dict(log.weights)
+        while training.epoch < recipe.epochs and not log.ended(patience):
+            try:
+                done = training.run_epoch(on_step)
+            except Diverged as error:
+                log.strikes += 1
+                if log.strikes > STRIKES:
+                    if not log.lines:
+                        raise
+                    log.alarms.append(f"{error} Training ended there, after {STRIKES} attempts with lower rates.")
+                    break
+                training.restore(*good)
+                training.slow(SLOWER)
+                good = training.state()  # the next attempt, if there must be one, is slower still
+                log.alarms.append(
+                    f"The loss was not finite in epoch {training.epoch + 1}: back to the last good epoch, and on with "
+                    f"{training.slowed:g} of the learning rate; begin with a lower one."
+                )
+                continue
+            began = time.perf_counter()
+            clean, one, strong = look()
+            line = log.add(
+                Line(
+                    done.epoch, done.loss, done.lr, clean, one, strong, done.seconds,
+                    judging=time.perf_counter() - began, images=done.images, forward=done.forward,
+                    backward=done.backward,
+                )
+            )  # fmt: skip
+            if log.best == line.epoch:
+                log.weights = {k: v.detach().cpu().clone() for k, v in training.evaluated.state_dict().items()}
+            good = training.state()
+            if store is not None:
+                store.save(good, log)
+            if on_line:
+                on_line(line)
+    finally:
+        training.finish()
+        module.load_state_dict(log.weights or began_with)
     return Hardened(
         tuple(log.lines), log.best, tuple(log.alarms), choose, len(x_val), str(judge), str(weak), repr(threat),
         settings, notes,
@@ -337,10 +359,14 @@ class _Log:
         self.weights: dict[str, Tensor] = {}
         self.best = 0
         self.collapsed = False
+        self.strikes = 0
 
     def add(self, line: Line) -> Line:
         """Take a line in, with its alarm, and see whether it is the best so far."""
         before = max((old.strong for old in self.lines), default=0.0)
+        if line.strong > before:  # what was called overfitting was not
+            self.alarms = [alarm for alarm in self.alarms if not alarm.startswith(OVERFITTING)]
+            self.lines = [replace(old, alarm="") for old in self.lines]
         surely, alarm = wilson(round(before * self.n), self.n)[0], ""
         if surely > self.chance and line.strong < COLLAPSE * before and line.weak - line.strong > APART:
             alarm, self.collapsed = "catastrophic overfitting", True
@@ -351,7 +377,7 @@ class _Log:
         elif self._fallen(line, surely):
             alarm = "robust overfitting"
             self.alarms.append(
-                f"Robust overfitting since epoch {line.epoch - FALLEN + 1}: the training loss falls while accuracy "
+                f"{OVERFITTING} since epoch {line.epoch - FALLEN + 1}: the training loss falls while accuracy "
                 f"under the judge stays below its best ({before:.1%}); stop earlier, average weights or add data."
             )
         line = replace(line, alarm=alarm)
@@ -371,7 +397,7 @@ class _Log:
     def _fallen(self, line: Line, surely: float) -> bool:
         """Return whether the last FALLEN epochs all lie below the best one's 95% interval while the loss fell."""
         tail = [*self.lines[-FALLEN + 1 :], line]
-        if len(tail) < FALLEN or any("robust" in old.alarm for old in self.lines):
+        if len(tail) < FALLEN or surely <= self.chance or any("robust" in old.alarm for old in self.lines):
             return False
         return all(each.strong < surely for each in tail) and tail[-1].loss < tail[0].loss
 
@@ -408,7 +434,7 @@ class _Store:
             self.index,
             {
                 "settings": self.settings, "files": names, "plain": state[1], "lines": [asdict(n) for n in log.lines],
-                "best": log.best, "alarms": log.alarms, "collapsed": log.collapsed,
+                "best": log.best, "alarms": log.alarms, "collapsed": log.collapsed, "strikes": log.strikes,
             },
         )  # fmt: skip
         for old in self.folder.glob("*.safetensors"):
@@ -425,18 +451,18 @@ class _Store:
         training.restore(load_file(self.folder / known["files"]["state"]), known["plain"])
         log.lines = [Line(**line) for line in known["lines"]]
         log.alarms, log.best, log.collapsed = list(known["alarms"]), int(known["best"]), bool(known["collapsed"])
-        log.weights = load_file(self.folder / known["files"]["best"])
+        log.weights, log.strikes = load_file(self.folder / known["files"]["best"]), int(known["strikes"])
 
 
 def _read(data: Rows) -> Data:
     """Return inputs and labels; a pair of tensors as it is, all else as `load_data` reads it."""
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         x, y = data
-        if len(x) != len(y) or y.is_floating_point():
+        if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype is torch.bool:
             raise InputError(
-                f"Give one whole-number label an input, not {len(x)} inputs and {len(y)} labels of {y.dtype}."
+                f"Give one whole-number label an input, not {len(x)} inputs and labels {list(y.shape)} of {y.dtype}."
             )
-        return Data(x, y)
+        return Data(x if x.dtype == torch.uint8 else x.float(), y.long())
     return load_data(data, split="train")
 
 
@@ -447,13 +473,15 @@ def held_back(n: int) -> int:
 
 def steps(recipe: Recipe, rows: int, *, extra: bool) -> int:
     """Return the steps of an epoch over so many rows of the data's own."""
-    return recipe.replays * math.ceil(rows / (recipe.own if extra else recipe.batch_size))
+    return recipe.replays * batches(rows, recipe.own if extra else recipe.batch_size)
 
 
 def split(data: Data, validation: Rows | int | None, seed: int) -> tuple[Data, Data]:
     """Return what is trained on and what is kept back to judge by, as `fit` parts them."""
     if validation is None:
         validation = held_back(len(data))
+    if isinstance(validation, float):
+        raise InputError(f"validation is a number of rows, or rows of their own, not {validation}.")
     if not isinstance(validation, int):
         return data, _read(validation)
     if not 0 < validation < len(data):
@@ -463,6 +491,16 @@ def split(data: Data, validation: Rows | int | None, seed: int) -> tuple[Data, D
         )
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))
     return data.only(order[validation:]), data.only(order[:validation])
+
+
+def _within(x: Tensor, threat: Ball) -> None:
+    """Raise InputError where x [n, ...] leaves the threat's bounds; uint8 stands for 0 to 1."""
+    low, high = threat.bounds
+    if x.dtype != torch.uint8 and len(x) and (float(x.amin()) < low - FORGIVEN or float(x.amax()) > high + FORGIVEN):
+        raise InputError(
+            f"Inputs span [{float(x.amin()):g}, {float(x.amax()):g}], but the threat's bounds are [{low:g}, {high:g}]: "
+            "scale them, or give the threat within the bounds that they have."
+        )
 
 
 def apart(trained: Sequence[Data], judged: Sequence[Data]) -> list[Data]:

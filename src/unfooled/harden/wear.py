@@ -107,6 +107,8 @@ def wear(target: Target | Callable[..., Any], *defences: str) -> Target:
     target = as_target(target)
     if not defences:
         return target
+    if not all(isinstance(text, str) for text in defences):
+        raise InputError('Defences are texts, one an argument: wear(target, "blur(1)", "bits(4)").')
     calls = [read(text) for text in defences]
     refusing = [defence.name for defence, _ in calls if defence.refuses]
     if refusing and (target.reject is not None or len(refusing) > 1):
