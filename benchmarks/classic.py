@@ -43,8 +43,8 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "plain": Kind("without adversarial training", lambda seed: standard, 20),
-    "mixed": Kind("with adversarial training", lambda seed: mixed(attacks.fgsm(), uf.linf(EPS), seed=seed), 16),
+    "plain": Kind("without adversarial training", lambda seed: standard, 60),
+    "mixed": Kind("with adversarial training", lambda seed: mixed(attacks.fgsm(), uf.linf(EPS), seed=seed), 60),
     "corners": Kind(
         f"trained on pixels moved by ±{EPS}", lambda seed: noised(uf.linf(EPS), corners=True, seed=seed), 4
     ),

@@ -96,7 +96,7 @@ class Training:
 
 
 _CIFAR = Training(
-    epochs=9, lr=0.2, batch_size=250, weight_decay=5e-4, ema=0.998, augment="flips+crops(2)", optimizer="sgd",
+    epochs=24, lr=0.2, batch_size=250, weight_decay=5e-4, ema=0.998, augment="flips+crops(2)", optimizer="sgd",
     precision="bf16", channels_last=True, smoothing=0.1, limit=45_000,
 )  # fmt: skip
 
@@ -107,18 +107,18 @@ TRAINING: dict[str, Training] = {
     ),
     "mnist-cnn": Training(epochs=8, lr=3e-3, ema=0.999),
     "mnist-cnn-robust": Training(
-        epochs=32,
+        epochs=48,
         lr=2e-3,
         ema=0.999,
         attack="pgd(steps=6, step_size=0.35)",
-        eps=0.32,
+        eps=0.38,
         ramp=1.5,
         augment="shifts(1)",
         precision="bf16",
         channels_last=True,
     ),
     "cifar-cnn": _CIFAR,
-    "cifar-cnn-robust": replace(_CIFAR, epochs=22, attack="pgd(steps=1, step_size=1.25)", eps=2 / 255),
+    "cifar-cnn-robust": replace(_CIFAR, attack="pgd(steps=1, step_size=1.25)", eps=3 / 255),
 }
 
 

@@ -161,17 +161,17 @@ ZOO: dict[str, ZooEntry] = {
         _entry("mnist-cnn", "small convolutional network, standard training", "mnist", 0.1, _LENET),
         _entry(
             "mnist-cnn-robust",
-            "a wider network behind a learned response per pixel, adversarial training at linf(0.32)",
+            "a wider network behind a learned response per pixel, adversarial training at linf(0.38)",
             "mnist",
             0.3,
             _MADRY,
         ),
-        _entry("cifar-cnn", "small residual network, standard training", "cifar10", 2 / 255, _RESNET),
+        _entry("cifar-cnn", "small residual network, standard training", "cifar10", 3 / 255, _RESNET),
         _entry(
             "cifar-cnn-robust",
-            "small residual network, adversarial training at linf(2/255)",
+            "small residual network, adversarial training at linf(3/255)",
             "cifar10",
-            2 / 255,
+            3 / 255,
             _MADRY,
         ),
     )
