@@ -38,7 +38,8 @@ from unfooled.core import record
 from unfooled.core.augment import augment
 from unfooled.core.data import DATASETS
 from unfooled.core.explanation import COLOURS, Explanation
-from unfooled.core.fit import Diverged, Recipe, Training
+from unfooled.core.fit import Recipe, Training
+from unfooled.errors import Diverged
 from unfooled.stats import mean_interval
 from unfooled.targets.residual import cifar_cnn, preact_resnet18
 

@@ -349,7 +349,7 @@ def test_universal_rounds_train_on_what_was_learned_at_their_beginning():
     assert asked[-1][1] == 0
     with pytest.raises(InputError, match="needs steps"):
         objectives.universal(learn, linf(0.1), steps=0)
-    with pytest.raises(InputError, match="needs rounds"):
+    with pytest.raises(InputError, match="must be told how changes are learned"):
         way("universal").objective(linf(0.1))
 
 

@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import unfooled as uf
 from benchmarks import results, speedrun
 from benchmarks.speedrun import Images, Job, Share
-from unfooled.core.fit import Diverged, Recipe
+from unfooled.core.fit import Recipe
+from unfooled.errors import Diverged
 from unfooled.targets import residual
 
 CPU = torch.device("cpu")

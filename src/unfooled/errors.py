@@ -6,6 +6,7 @@ UnfooledError
 ├── TargetError     the target's answer is not one that can be evaluated
 ├── StorageError    the disk takes no more                                     (exit code 1)
 ├── Unavailable     the target answers no more: its budget is spent, or it cannot be reached
+├── Diverged        a training's loss or weights are no longer finite          (exit code 2)
 └── MissingExtra    an optional package is not installed
 """
 
@@ -40,6 +41,10 @@ class StorageError(UnfooledError):
 
 class Unavailable(UnfooledError):
     """The target answers no more: its budget of queries is spent, or it cannot be reached; what was found is kept."""
+
+
+class Diverged(UnfooledError):
+    """A training's loss or one of its weights is no longer finite."""
 
 
 class MissingExtra(UnfooledError, ImportError):

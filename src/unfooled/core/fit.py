@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from unfooled._rows import sent
 from unfooled.core.target import flags_kept
 from unfooled.core.together import ALONE, Together
-from unfooled.errors import InputError, UnfooledError
+from unfooled.errors import Diverged, InputError
 
 Objective: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Tensor, int], Tensor]
 """`(module, x [b, ...], y int64 [b], ids int64 [b], step) -> scalar loss`; `ids` are the rows' places in the data."""
@@ -168,10 +168,6 @@ class Recipe:
             if getattr(self, name) not in known:
                 *most, last = map(repr, known)
                 raise InputError(f"Unknown {name} {getattr(self, name)!r}: use {', '.join(most)} or {last}.")
-
-
-class Diverged(UnfooledError):
-    """The loss or a weight is no longer finite."""
 
 
 def batches(rows: int, size: int) -> int:

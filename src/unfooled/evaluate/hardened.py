@@ -15,11 +15,11 @@ from unfooled import harden
 from unfooled.attacks import universal
 from unfooled.core.augment import augment as read_augmentation
 from unfooled.core.data import Data
-from unfooled.core.fit import Augment, Diverged, Objective, Recipe, Step, Training
+from unfooled.core.fit import Augment, Objective, Recipe, Step, Training
 from unfooled.core.result import Evaluation, Progress
 from unfooled.core.target import Target
 from unfooled.core.threat import Ball
-from unfooled.errors import InputError
+from unfooled.errors import Diverged, InputError
 from unfooled.evaluate.measure import _suite, evaluate
 from unfooled.harden.trainer import RAMP, apart, counted, left_out, must_match, split, steps
 from unfooled.stats import mean_interval

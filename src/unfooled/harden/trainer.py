@@ -17,13 +17,13 @@ from unfooled.core.attack import Attack, as_attack
 from unfooled.core.augment import augment as read_augmentation
 from unfooled.core.data import FORGIVEN, Data, load_data
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
-from unfooled.core.fit import Augment, Diverged, Objective, Recipe, Step, Training, batches, unit
+from unfooled.core.fit import Augment, Objective, Recipe, Step, Training, batches, unit
 from unfooled.core.result import Status
 from unfooled.core.run import run
 from unfooled.core.target import Target, untouched
 from unfooled.core.threat import Ball, as_threat
 from unfooled.core.together import ALONE, Together
-from unfooled.errors import InputError
+from unfooled.errors import Diverged, InputError
 from unfooled.stats import wilson
 
 from .recipes import way

@@ -14,7 +14,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from unfooled import harden
 from unfooled.core import record
 from unfooled.core.together import together
-from unfooled.errors import InputError, UnfooledError
+from unfooled.errors import Diverged, InputError, UnfooledError
 
 _LOOK = 0.5  # seconds between looks at how far the workers are
 
@@ -70,8 +70,9 @@ def fit(
                 torch.multiprocessing.start_processes(work, nprocs=workers, start_method="fork")
             except ProcessRaisedException as error:
                 last = str(error).strip().splitlines()[-1]
-                kind, _, said = last.partition("Error: ")
-                raise (InputError if kind.endswith("Input") else UnfooledError)(said or last) from error
+                kind, _, said = last.partition(": ")
+                known = {f"{each.__module__}.{each.__name__}": each for each in (InputError, Diverged)}
+                raise (known[kind](said) if kind in known else UnfooledError(last)) from error
             except ProcessExitedException as error:
                 raise UnfooledError(f"A worker died ({error}); go on with --resume.") from error
         return harden.fit(module, data, objective, out=folder, resume=True, **how)
