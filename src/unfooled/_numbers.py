@@ -1,4 +1,4 @@
-"""Numbers as users write them."""
+"""Numbers as users write and read them."""
 
 import ast
 import operator
@@ -25,3 +25,8 @@ def parse_number(text: str) -> float:
         return value(ast.parse(text.strip(), mode="eval").body)
     except (ValueError, SyntaxError, ArithmeticError, RecursionError, MemoryError):
         raise InputError(f"{text!r} is no number; write for example 0.03 or 8/255.") from None
+
+
+def counted(n: int, what: str) -> str:
+    """Return "1 row", "2,000 rows"."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"

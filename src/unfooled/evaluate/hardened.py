@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unfooled import harden
+from unfooled._numbers import counted
 from unfooled.attacks import universal
 from unfooled.core.augment import augment as read_augmentation
 from unfooled.core.data import Data
@@ -21,7 +22,7 @@ from unfooled.core.target import Target
 from unfooled.core.threat import Ball
 from unfooled.errors import Diverged, InputError
 from unfooled.evaluate.measure import _suite, evaluate
-from unfooled.harden.trainer import RAMP, apart, counted, left_out, must_match, split, steps
+from unfooled.harden.trainer import RAMP, apart, left_out, must_match, split, steps
 from unfooled.stats import mean_interval
 
 LEARNED = 2000  # rows that a universal perturbation is learned on
@@ -188,14 +189,13 @@ def harden_target(
     missing = len(train) - len(own) - len(kept), len(extra or ()) - sum(map(len, others))
     an_epoch = steps(plan, len(own), extra=bool(others))
     rounds = fresh_universals(own, ball, steps=an_epoch, seed=seed)
-    few = fresh_universals(own.take(plan.batch_size * TRIAL), ball, steps=TRIAL, seed=seed)
-    more = (others[0].x, others[0].y) if others else None
     if begun is None:  # what cannot be trained is refused before anything is measured
-        trial = way.objective(ball, seed=seed, rounds=few)
+        few = fresh_universals(own.take(plan.batch_size * TRIAL), ball, steps=TRIAL, seed=seed)
+        trial, more = way.objective(ball, seed=seed, rounds=few), (others[0].x, others[0].y) if others else None
         per_epoch = _epoch_seconds(module, own, trial, plan, augment=changes, extra=more)
-    if begun is None and budget is not None:
-        fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * len(kept) / (way.passes * len(own))), len(own))
-        plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
+        if budget is not None:
+            fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * len(kept) / (way.passes * len(own))), len(own))
+            plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
     before = evaluate(target, test, threat=threat, suite=suite, limit=limit, seed=seed, progress=progress)
     done = train_by(
         module, own, way.objective(ball, seed=seed, ramp=round(RAMP * plan.epochs * an_epoch), rounds=rounds),

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unfooled._noise import Noise, row_keys
+from unfooled._numbers import counted
 from unfooled.core import ascent
 from unfooled.core.ask import Asker, PerRow
 from unfooled.core.explanation import COLOURS, PALE, Explanation
@@ -88,7 +89,7 @@ class Visualised(Explanation):
         """Return how far the images go beyond natural and random ones."""
         k = len(self.units)
         text = (
-            f"In {self.layer}: images climbed to {k} unit{'s' if k > 1 else ''} lie a median of "
+            f"In {self.layer}: images climbed to {counted(k, 'unit')} lie a median of "
             f"{float(self.gains.median()):.1f} standard deviations above random images"
         )
         if self.untrained is not None:

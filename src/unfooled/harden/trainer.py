@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unfooled._noise import example_ids
+from unfooled._numbers import counted
 from unfooled.core import record
 from unfooled.core.attack import Attack, as_attack
 from unfooled.core.augment import augment as read_augmentation
@@ -263,9 +264,9 @@ def fit(
         "augment": getattr(augment, "__qualname__", None) or str(augment or ""),
     }
     store = None if out is None else _Store(Path(out), settings, resume=resume, together=together)
-    began_with = {k: v.detach().clone() for k, v in module.state_dict().items()}
-    training = Training(module, x, y, objective, recipe, augment=changed, extra=more, device=device, together=together)
     log = _Log(choose, len(x_val), classes)
+    log.weights = _copied(module)
+    training = Training(module, x, y, objective, recipe, augment=changed, extra=more, device=device, together=together)
     if store is not None and resume:
         store.load(training, log)
 
@@ -277,9 +278,9 @@ def fit(
         strong, one = (run(attack, asked, some, labels, threat, seed=recipe.seed) for attack in (judge, weak))
         stood = _count(strong.status, Status.SURVIVED)
         counts = [stood + _count(strong.status, Status.BROKEN), _count(one.status, Status.SURVIVED), stood]
-        counted = torch.tensor(counts, dtype=torch.float64, device=training.device)
-        together.add([counted])
-        return [n / len(x_val) for n in counted.tolist()]
+        summed = torch.tensor(counts, dtype=torch.float64, device=training.device)
+        together.add([summed])
+        return [n / len(x_val) for n in summed.tolist()]
 
     try:
         good = training.state()
@@ -311,7 +312,7 @@ def fit(
                 )
             )  # fmt: skip
             if log.best == line.epoch:
-                log.weights = {k: v.detach().cpu().clone() for k, v in training.evaluated.state_dict().items()}
+                log.weights = _copied(training.evaluated)
             good = training.state()
             if store is not None:
                 store.save(good, log)
@@ -319,11 +320,15 @@ def fit(
                 on_line(line)
     finally:
         training.finish()
-        module.load_state_dict(log.weights or began_with)
+        module.load_state_dict(log.weights)
     return Hardened(
         tuple(log.lines), log.best, tuple(log.alarms), choose, len(x_val), str(judge), str(weak), repr(threat),
         settings, notes,
     )  # fmt: skip
+
+
+def _copied(module: nn.Module) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().clone() for k, v in module.state_dict().items()}
 
 
 def begun(out: Path | str) -> Recipe | None:
@@ -495,10 +500,12 @@ def split(data: Data, validation: Rows | int | None, seed: int) -> tuple[Data, D
 
 def _within(x: Tensor, threat: Ball) -> None:
     """Raise InputError where x [n, ...] leaves the threat's bounds; uint8 stands for 0 to 1."""
-    low, high = threat.bounds
-    if x.dtype != torch.uint8 and len(x) and (float(x.amin()) < low - FORGIVEN or float(x.amax()) > high + FORGIVEN):
+    if x.dtype == torch.uint8 or not len(x):
+        return
+    (low, high), (least, most) = threat.bounds, (float(v) for v in x.detach().aminmax())
+    if least < low - FORGIVEN or most > high + FORGIVEN:
         raise InputError(
-            f"Inputs span [{float(x.amin()):g}, {float(x.amax()):g}], but the threat's bounds are [{low:g}, {high:g}]: "
+            f"Inputs span [{least:g}, {most:g}], but the threat's bounds are [{low:g}, {high:g}]: "
             "scale them, or give the threat within the bounds that they have."
         )
 
@@ -569,11 +576,6 @@ def _classes(module: nn.Module, read: Sequence[Data]) -> int:
                 "; mend the labels, or give a module with more classes."
             )
     return classes
-
-
-def counted(n: int, what: str) -> str:
-    """Return "1 row", "2,000 rows"."""
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def _count(status: list[Status], which: Status) -> int:

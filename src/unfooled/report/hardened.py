@@ -4,11 +4,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from unfooled._numbers import counted
 from unfooled.core import record
 from unfooled.core.result import Evaluation, Status
 from unfooled.errors import MissingExtra
 from unfooled.harden import WAYS
-from unfooled.harden.trainer import counted
 from unfooled.report import figures
 from unfooled.report.page import confidence, embed, percent, span, template, threat_name
 
