@@ -2,10 +2,12 @@
 
 python -m benchmarks.certified train [name ...]     train what is not there yet, kept under `runs/`
 python -m benchmarks.certified [case ...]           measure; a network that is not there yet is trained first
+                                                    (`peer`, which needs auto-LiRPA, only when it is named)
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
@@ -19,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import unfooled as uf
-from benchmarks import results
+from benchmarks import published, results
 from benchmarks.features import flips, small_cnn
 from unfooled import certify, load_data
 from unfooled.core.fit import Objective, fit
@@ -232,6 +234,46 @@ def exact() -> None:
         })  # fmt: skip
 
 
+PEER = {"digits-cnn-robust": (0.05, 100), "digits-cnn": (0.02, 100), "mnist-cnn": (0.01, 20)}
+"""The zoo's networks whose bounds are compared with auto-LiRPA's: Linf radius and number of images."""
+
+
+def peer() -> None:
+    """Write how far the bounds are from those of auto-LiRPA, which must be importable: its release asks for old torch.
+
+    Its intermediate bounds are by CROWN with the adaptive lower line, as ours are; all in float64 inside [0, 1].
+    """
+    import auto_LiRPA as lirpa  # type: ignore[import-not-found]
+
+    for name, (eps, n) in PEER.items():
+        target = uf.targets.resolve(name)
+        data = load_data(ZOO[name].data, limit=n, data_dir=published.data_dir())
+        x, module = data.x.double(), copy.deepcopy(target.module).double()
+        near = lirpa.PerturbationLpNorm(norm=torch.inf, eps=eps, x_L=(x - eps).clamp(0, 1), x_U=(x + eps).clamp(0, 1))
+        theirs = lirpa.BoundedModule(module, x[:1], bound_opts={"relu": "adaptive"})
+        one = torch.eye(10, dtype=torch.float64)
+        rows = one[data.y][:, None] - one  # of the own class all zero
+        gaps, seconds = [], []
+        for method, called in (("ibp", "IBP"), ("crown", "CROWN")):
+            began = time.process_time()
+            got = certify.margins(target, data.x, data.y, uf.linf(eps), method=method)  # type: ignore[arg-type]
+            between = time.process_time()
+            with torch.no_grad():
+                found = theirs.compute_bounds((lirpa.BoundedTensor(x, near),), C=rows, method=called, bound_upper=False)
+            seconds = [between - began, time.process_time() - between]
+            other = got.isfinite()
+            gaps.append(float((got - found[0])[other].abs().max()))
+        sure, theirs_sure = (int((v.masked_fill(~other, torch.inf).amin(1) > 0).sum()) for v in (got, found[0]))
+        results.write("certified", f"peer {name}", {
+            "what": f"`{name}` within Linf {eps:g}: largest difference of a bound, ibp or crown, to auto-LiRPA's",
+            "published": None, "ours": max(gaps), "unit": "", "n": n,
+            "note": f"crown certifies {sure}, its CROWN {theirs_sure}; {seconds[0] / seconds[1]:.1f} times its CPU "
+            f"seconds ({seconds[0]:.1f}); auto-LiRPA {lirpa.__version__} from its repository",
+            "source": "paper", "certified": [sure, theirs_sure], "cpu_seconds": seconds,
+        })  # fmt: skip
+        print(name, gaps, sure, theirs_sure, seconds, flush=True)
+
+
 class _Quick(nn.Module):
     """A module that computes in bfloat16: the classifier that is smoothed is this one."""
 
@@ -280,6 +322,7 @@ def _row_of_checks(
 
 CASES: dict[str, Callable[[], None]] = {
     "exact": exact,
+    "peer": peer,
     **{name: partial(standard, name) for name in STANDARD},
     **{name: partial(bounded if net.eps else on_noise, name) for name, net in NETS.items()},
     **{f"{name}-below": partial(below_attacks, name) for name, net in NETS.items() if net.eps},
@@ -293,7 +336,7 @@ def main() -> None:
         for name in words[1:] or NETS:
             trained(name)
         return
-    for name in words or CASES:
+    for name in words or [case for case in CASES if case != "peer"]:
         CASES[name]()
 
 

@@ -3,12 +3,13 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
+from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
 from unfooled.core.target import flags_kept
 from unfooled.core.threat import Ball
@@ -51,10 +52,15 @@ class Piece(ABC):
 
 @dataclass(frozen=True)
 class Affine(Piece):
-    """x -> layer(x), and the same layer with absolute weights and no constant, for radii."""
+    """x -> layer(x), and the same layer with absolute weights and no constant, for radii.
+
+    `transposed(a [r, *out], shape)` is the layer's transpose for inputs of that shape, in which every row is on its
+    own; without it the transpose is the gradient of a forward pass.
+    """
 
     layer: Callable[[Tensor], Tensor]
     absolute: Callable[[Tensor], Tensor]
+    transposed: Callable[[Tensor, torch.Size], Tensor] | None = None
 
     def forward(self, *inputs: Interval) -> Interval:
         """Return middle and radius through the layer."""
@@ -64,6 +70,9 @@ class Affine(Piece):
 
     def back(self, a: Tensor, shapes: Sequence[torch.Size], lines: Lines) -> tuple[list[Tensor], Tensor]:
         """Return the transposed layer."""
+        if self.transposed is not None:
+            constant = self.layer(a.new_zeros((1, *shapes[0])))
+            return [self.transposed(a, torch.Size((len(a), *shapes[0])))], a.flatten(1) @ constant.flatten()
         with torch.enable_grad():
             zero = a.new_zeros((len(a), *shapes[0])).requires_grad_(True)
             out = self.layer(zero)
@@ -75,8 +84,8 @@ class Affine(Piece):
 class Dense(Affine):
     """A linear layer, whose weights [k, d] can be read."""
 
-    weight: Tensor
-    bias: Tensor | None
+    weight: Tensor = field(kw_only=True)
+    bias: Tensor | None = field(kw_only=True)
 
     def back(self, a: Tensor, shapes: Sequence[torch.Size], lines: Lines) -> tuple[list[Tensor], Tensor]:
         """Return the transposed layer."""
@@ -435,7 +444,7 @@ def _layer(layer: nn.Module) -> Piece:
         return _largest(layer)
     if isinstance(layer, nn.Linear):
         weight, bias = layer.weight, layer.bias
-        return Dense(layer, lambda r: F.linear(r, weight.abs()), weight, bias)
+        return Dense(layer, lambda r: F.linear(r, weight.abs()), weight=weight, bias=bias)
     if isinstance(layer, _POSITIVE):
         return _positive(layer)
     if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) and layer.padding_mode == "zeros":
@@ -449,9 +458,12 @@ def _layer(layer: nn.Module) -> Piece:
 
 def _convolution(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Piece:
     convolve: Any = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[layer.weight.dim() - 2]
-    rest = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    rest: Any = (layer.stride, layer.padding, layer.dilation, layer.groups)
+    turned: Any = {1: conv1d_input, 2: conv2d_input, 3: conv3d_input}[layer.weight.dim() - 2]
     return Affine(
-        lambda v: convolve(v, layer.weight, layer.bias, *rest), lambda r: convolve(r, layer.weight.abs(), None, *rest)
+        lambda v: convolve(v, layer.weight, layer.bias, *rest),
+        lambda r: convolve(r, layer.weight.abs(), None, *rest),
+        None if isinstance(layer.padding, str) else lambda a, shape: turned(shape, layer.weight, a, *rest),
     )
 
 
