@@ -768,6 +768,22 @@ def test_train_makes_a_target_that_can_be_evaluated(
     assert json.loads(capsys.readouterr().out)["robust_accuracy"] == card["robust"]["accuracy"]
 
 
+def test_ctrl_c_while_a_trained_target_is_measured_leaves_its_card_unmeasured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unfooled.cli import _progress
+    from unfooled.targets.train import TRAINING, Training
+
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(TRAINING, "digits-cnn", Training(epochs=1, lr=5e-3, batch_size=64))
+    monkeypatch.setattr(_progress.Live, "__call__", press)
+    assert call(["train", "digits-cnn", "--out", str(tmp_path), "--suite", "quick"]) == 130
+    assert json.loads((tmp_path / "digits-cnn.json").read_text())["robust"] is None
+    assert (tmp_path / "digits-cnn.safetensors").exists()
+
+
 def test_train_refuses(refused: Refused, tmp_path: Path) -> None:
     assert "Did you mean 'digits-cnn'" in refused("train", "digitscnn", "--out", tmp_path / "out")
     assert "--out" in refused("train", "digits-cnn")

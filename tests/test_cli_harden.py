@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from unfooled import harden, report
 from unfooled.cli import _progress
 from unfooled.cli._app import call
 from unfooled.core.fit import Step
+from unfooled.core.journal import Journal
 from unfooled.core.result import Finding
 from unfooled.evaluate import hardened
 from unfooled.evaluate.hardened import Proof, Worn, halves, harden_target
@@ -381,6 +383,71 @@ def test_a_hardening_that_was_killed_goes_on_to_the_same_weights(tmp_path: Path)
     assert call([*words, "--resume", str(out)]) == 0
     assert call([*words, "--out", str(tmp_path / "whole")]) == 0
     assert (out / "hardened.safetensors").read_bytes() == (tmp_path / "whole" / "hardened.safetensors").read_bytes()
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, look: int) -> None:
+    """Let Ctrl-C come at this look of the progress of attacks, counted from 1 in every process."""
+    looks, shown = iter(range(1, 10_000)), _progress.Live.__call__
+
+    def press(self: _progress.Live, progress: object) -> None:
+        if next(looks) == look:
+            raise KeyboardInterrupt
+        shown(self, progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(_progress.Live, "__call__", press)
+
+
+def test_ctrl_c_while_measuring_before_trains_nothing_and_goes_on(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "a run"
+    with monkeypatch.context() as pressed:
+        interrupted_at(pressed, 2)
+        assert call([*WORDS, "--out", str(out)]) == 130
+    said = capsys.readouterr()
+    assert "Interrupted" in said.err and not said.out
+    assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*")) == [
+        "before",
+        "before/journal.jsonl",
+        "run.json",
+    ]
+    assert call(shlex.split(said.err.partition("go on with this run: ")[2].splitlines()[0])[1:]) == 0
+    sentence = json.loads((made / "harden.json").read_text())["sentence"]
+    assert json.loads((out / "harden.json").read_text())["sentence"] == sentence
+
+
+def test_ctrl_c_while_measuring_after_keeps_training_and_what_was_measured(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as pressed:
+        trained = harden.fit
+
+        def fit(*words: object, **more: object) -> object:
+            done = trained(*words, **more)  # type: ignore[arg-type]
+            interrupted_at(pressed, 1)
+            return done
+
+        pressed.setattr(harden, "fit", fit)
+        assert call([*WORDS, "--out", str(tmp_path / "run")]) == 130
+    assert (tmp_path / "run" / "training" / "training.json").exists() and "--resume" in capsys.readouterr().err
+    saved: list[float] = []
+    close = Journal.close
+    monkeypatch.setattr(Journal, "close", lambda self: (saved.append(self.saved), close(self))[1])
+    assert call([*WORDS, "--resume", str(tmp_path / "run")]) == 0
+    assert len(saved) == 2 and saved[0] > 0  # `before` was read, not measured again
+    sentence = json.loads((made / "harden.json").read_text())["sentence"]
+    assert json.loads((tmp_path / "run" / "harden.json").read_text())["sentence"] == sentence
+
+
+def test_a_training_that_is_refused_after_the_first_measurement_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise uf.InputError("No.")
+
+    monkeypatch.setattr(harden, "fit", refuse)
+    assert call([*words_with("--limit", "20"), "--out", str(tmp_path / "run")]) == 2
+    assert not (tmp_path / "run").exists() and "--resume" not in capsys.readouterr().err
 
 
 def test_what_was_begun_with_a_budget_goes_on_with_its_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,8 +93,8 @@ def doctor(
         sys.stdout.write(json_text(content | {"findings": findings} | cost))
     else:
         screen = _words.console()
-        screen.print(_words.line(f"{model.name} on {examples.name}, threat {ball!r}"), crop=False)
+        screen.print(_words.line(f"{model.name} on {examples.name}, threat {ball!r}"), soft_wrap=True)
         screen.print(_words.findings(found.findings) if found.findings else _words.cell(SILENT))
-        screen.print(_words.line(f"{found.forward:,} forward passes in {found.seconds:.1f} s"))
+        screen.print(_words.line(f"{found.forward:,} forward passes in {found.seconds:.1f} s"), soft_wrap=True)
     consequences = {f.consequence for f in found.findings}
     return 4 if "withheld" in consequences else 3 if consequences & {"suspect", "escalated"} else 0

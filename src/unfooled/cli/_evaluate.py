@@ -228,8 +228,7 @@ def _say_how_to_resume(folder: Path) -> None:
     from unfooled.core.record import JOURNAL
 
     if (folder / JOURNAL).is_file():
-        words = shlex.join(["unfooled", "evaluate", "--resume", str(folder)])
-        _words.console(stderr=True).print(_words.line(f"to go on with this run: {words}"), crop=False)
+        _words.say_how_to_go_on(shlex.join(["unfooled", "evaluate", "--resume", str(folder)]))
 
 
 def _left(budget: float | None, said: str | None, begun: float) -> float | None:

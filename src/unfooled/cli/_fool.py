@@ -363,5 +363,4 @@ def _resumed(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_how_to_resume(folder: Path) -> None:
-    words = shlex.join(["unfooled", "fool", "--resume", str(folder)])
-    _words.console(stderr=True).print(_words.line(f"to go on with this run: {words}"), crop=False)
+    _words.say_how_to_go_on(shlex.join(["unfooled", "fool", "--resume", str(folder)]))

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from unfooled.cli import _words
-from unfooled.errors import InputError, safe_text
+from unfooled.errors import InputError, StorageError, UnfooledError, safe_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -223,13 +224,15 @@ def harden(
                 settings={k: v for k, v in wanted.items() if v is not None}, patience=patience, suite=suite,
                 limit=limit, seed=seed, out=folder / "training",
                 resume=(folder / "training").exists(), augment=augment,
-                extra=more, on_line=tell, on_step=live.training, progress=live, train_by=_trainer(workers, engine),
+                extra=more, on_line=tell, on_step=live.training, progress=live, records=folder,
+                train_by=_trainer(workers, engine),
             )  # fmt: skip
-        except BaseException:
+        except BaseException as error:
+            refused = isinstance(error, UnfooledError) and not isinstance(error, StorageError)  # it would come again
             if resume is None:
-                with contextlib.suppress(OSError):
-                    (folder / "training").rmdir()  # where no epoch was finished
-                record.forget(folder, useless=True)  # where nothing was made
+                _forget(folder, useless=refused)
+            if not refused and folder.exists():
+                _words.say_how_to_go_on(f"{command} --resume {shlex.quote(str(folder))}")
             raise
         record.write_bytes(folder / "hardened.safetensors", proof.weights())
         record.write_json(folder / "harden.json", {
@@ -239,8 +242,8 @@ def harden(
             "gains": None if proof.before.withheld or proof.after.withheld else proof.gains(),
         })  # fmt: skip
         for when, found in (("before", proof.before), ("after", proof.after)):
-            if not (folder / when).exists():
-                report.write(found, folder / when)
+            if not (folder / when / "report.html").exists():
+                report.write(found, folder / when, begun=True)
         page = report.write_hardened(proof, folder, command=command, options=told)
     lines = [unsaid] if threat is None else []
     lines += [f"note: {note}" for note in proof.notes]
@@ -248,6 +251,18 @@ def harden(
     lines += [f"report: {page}"]
     sys.stdout.write("".join(f"{safe_text(line)}\n" for line in lines))
     return proof.after.exit_code()
+
+
+def _forget(folder: Path, *, useless: bool) -> None:
+    """Remove what a stopped hardening made, unless an epoch was finished or a measurement is worth keeping."""
+    from unfooled.core import record
+
+    with contextlib.suppress(OSError):
+        (folder / "training").rmdir()  # where no epoch was finished
+    for part in (folder / "before", folder / "after"):
+        if part.exists():
+            record.forget(part, useless=useless and not (folder / "training").exists())
+    record.forget(folder, useless=True)  # where nothing was made
 
 
 def _chosen(given: dict[str, Any]) -> dict[str, Any]:

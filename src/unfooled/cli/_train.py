@@ -53,9 +53,9 @@ def train(
             live.note(f"epoch {epoch.epoch} of {epochs}: loss {epoch.loss:.4f}")
 
         def measure(target: "Target", data: "Data", ball: "Ball") -> Mapping[str, Any]:
-            from unfooled.evaluate import evaluate
+            from unfooled.evaluate.measure import evaluate, whole
 
-            found = evaluate(target, data, threat=ball, suite=suite, progress=live)
+            found = whole(evaluate(target, data, threat=ball, suite=suite, progress=live))
             return {
                 "accuracy": found.robust_accuracy,
                 "n": found.n,

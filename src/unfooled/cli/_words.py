@@ -49,6 +49,11 @@ def line(text: str, style: str = "") -> "Text":
     return Text(safe_text(text), style=style, no_wrap=True, overflow="ignore")
 
 
+def say_how_to_go_on(command: str) -> None:
+    """Tell the command that goes on with a run that was stopped."""
+    console(stderr=True).print(line(f"to go on with this run: {command}"), soft_wrap=True)
+
+
 def cell(text: str, style: str = "") -> "Text":
     """Return what is printed as it is, wrapped where it must be: no markup, no control characters."""
     from rich.text import Text

@@ -17,11 +17,12 @@ from unfooled.attacks import universal
 from unfooled.core.augment import augment as read_augmentation
 from unfooled.core.data import Data
 from unfooled.core.fit import Augment, Objective, Recipe, Step, Training
+from unfooled.core.record import JOURNAL
 from unfooled.core.result import Evaluation, Progress
 from unfooled.core.target import Target
 from unfooled.core.threat import Ball
 from unfooled.errors import Diverged, InputError
-from unfooled.evaluate.measure import _suite, evaluate
+from unfooled.evaluate.measure import _suite, evaluate, whole
 from unfooled.harden.trainer import RAMP, apart, left_out, must_match, split, steps
 from unfooled.stats import mean_interval
 
@@ -148,6 +149,7 @@ def harden_target(
     on_line: Callable[[harden.Line], None] | None = None,
     on_step: Callable[[Step], None] | None = None,
     progress: Callable[[Progress], None] | None = None,
+    records: Path | str | None = None,
     train_by: Callable[..., harden.Hardened] = harden.fit,
 ) -> Proof:
     """Measure a target, harden it, measure it again on the same held-out examples; its module is trained in place.
@@ -163,11 +165,14 @@ def harden_target(
         settings: other settings of `core.fit.Recipe`, such as lr and batch_size.
         choose, patience, out, resume, augment, extra, on_line, on_step: as for `harden.fit`.
         suite, limit, seed, progress: as for `evaluate`.
+        records: folder in which `before/` and `after/` keep what the evaluations finished, and where they are begun
+            again go on from.
         train_by: `harden.fit`, or what takes its arguments and trains elsewhere (`unfooled.scale.fit`).
 
     Raises:
         InputError: what `harden.fit` and `evaluate` raise, a target that is no torch module, a budget that holds no
             epoch.
+        KeyboardInterrupt: an evaluation was interrupted; half of one proves nothing.
     """
     way, module = harden.way(recipe), Worn(target)
     if not any(p.requires_grad for p in module.parameters()):
@@ -196,14 +201,21 @@ def harden_target(
         if budget is not None:
             fits = _affordable(budget, per_epoch * (1 + JUDGE_PASSES * len(kept) / (way.passes * len(own))), len(own))
             plan = Recipe(**{**vars(plan), "epochs": fits if epochs is None else min(epochs, fits)})
-    before = evaluate(target, test, threat=threat, suite=suite, limit=limit, seed=seed, progress=progress)
+
+    def measured(when: str) -> Evaluation:
+        journal = None if records is None else Path(records) / when / JOURNAL
+        if journal is not None:
+            journal.parent.mkdir(parents=True, exist_ok=True)
+        asked: dict[str, Any] = {"suite": suite, "limit": limit, "seed": seed, "progress": progress}
+        return whole(evaluate(target, test, threat=threat, journal=journal, **asked))
+
+    before = measured("before")
     done = train_by(
         module, own, way.objective(ball, seed=seed, ramp=round(RAMP * plan.epochs * an_epoch), rounds=rounds),
         threat=ball, recipe=plan, choose=choose, patience=patience, out=out, resume=resume, name=recipe,
         augment=augment, extra=others[0] if others else None, on_line=on_line, on_step=on_step, validation=kept,
     )  # fmt: skip
-    after = evaluate(target, test, threat=threat, suite=suite, limit=limit, seed=seed, progress=progress)
-    return Proof(target, done, before, after, left_out(*missing))
+    return Proof(target, done, before, measured("after"), left_out(*missing))
 
 
 def fresh_universals(train: Data, threat: Ball, *, steps: int, seed: int = 0) -> harden.Rounds:

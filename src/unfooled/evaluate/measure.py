@@ -138,6 +138,13 @@ def evaluate(
         return _measure(model, replace(asked, journal=opened), begun)
 
 
+def whole(found: Evaluation) -> Evaluation:
+    """Return an evaluation that came to its end; raise KeyboardInterrupt for one that was interrupted."""
+    if found.settings.get("interrupted"):
+        raise KeyboardInterrupt
+    return found
+
+
 def _measure(model: Target, asked: _Asked, begun: float) -> Evaluation:
     """Check, attack, look again, and say what was found; `begun` is when the budget began."""
     images, seed, width, budget = asked.images, asked.seed, asked.width, asked.budget
