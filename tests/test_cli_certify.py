@@ -12,7 +12,9 @@ from torch import nn
 
 import unfooled as uf
 from unfooled.certify.smoothing import largest_radius
+from unfooled.cli import _progress
 from unfooled.cli._app import call
+from unfooled.core.result import Progress
 from unfooled.evaluate import bracket as room
 from unfooled.evaluate.bracket import Bracket, bracket
 from unfooled.testing import Linear, linear_distance
@@ -146,6 +148,26 @@ def test_the_command_writes_numbers_a_picture_and_a_sentence(
     assert (out / "certified.png").read_bytes().startswith(b"\x89PNG")
     assert "lies between" in capsys.readouterr().out
     assert call([*words, "--out", str(out)]) == 2
+
+
+def test_ctrl_c_keeps_the_certificates_and_what_the_attacks_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    certified = set()
+    for attack, said in (("pgd", "by suite quick;"), ("fmn", "until it was interrupted;")):
+
+        def press(_: object, progress: Progress, attack: str = attack) -> None:
+            if progress.attack.startswith(attack):
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(_progress.Live, "__call__", press)
+        ask = ["digits-cnn", "--threat", "linf(0.01)", "--suite", "quick", "--limit", "40"]
+        assert call(["certify", *ask, "--out", str(tmp_path / attack)]) == 130
+        assert said in capsys.readouterr().out
+        told = json.loads((tmp_path / attack / "certify.json").read_text())
+        assert told["interrupted"] and len(told["examples"]) == 40
+        certified.add(told["certified"])
+    assert len(certified) == 1 and certified.pop() > 30
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ class Bracket(Explanation):
     where neither clean nor unsure). `unsure` bool [n] are those that the smoothed classifier abstained on: neither
     clean nor broken until an attack shows another class. With a `sigma` all of it is about the target behind Gaussian
     noise of that deviation: each of its certificates is wrong with a probability of at most `alpha` over `draws` draws.
-    `status` is the verdict of doctor and controls on the attacks. `unfinished` examples were not attacked to the end.
+    `status` is the verdict of doctor and controls on the attacks. `unfinished` examples were not attacked to the end,
+    where Ctrl-C `interrupted` the attacks.
     The radii are found to `eps` / 16 from below.
     """
 
@@ -74,6 +75,7 @@ class Bracket(Explanation):
     attacks: str
     status: str
     unfinished: int = 0
+    interrupted: bool = False
     sigma: float = 0.0
     alpha: float = 0.0
     draws: int = 0
@@ -92,7 +94,12 @@ class Bracket(Explanation):
 
     @property
     def exit_code(self) -> int:
-        """Return 0, 3 where the numbers contradict each other or the attacks are suspect, 4 where they are withheld."""
+        """Return 0, 3 where the numbers contradict each other or the attacks are suspect, 4 where they are withheld.
+
+        130 where Ctrl-C stopped the attacks.
+        """
+        if self.interrupted:
+            return 130
         if self.contradictions or self.status.startswith("suspect"):
             return 3
         return 4 if self.status.startswith("withheld") else 0
@@ -133,7 +140,7 @@ class Bracket(Explanation):
         return {
             "sentence": self.sentence(), "n": len(self.clean), **counts,
             "intervals": {name: list(self.interval(name)) for name in ("clean", "certified", "attacked")},
-            "contradictions": list(self.contradictions), "unfinished": self.unfinished,
+            "contradictions": list(self.contradictions), "unfinished": self.unfinished, "interrupted": self.interrupted,
             **{name: getattr(self, name) for name in
                ("threat", "eps", "target", "data", "method", "attacks", "status", "sigma", "alpha", "draws")},
         }  # fmt: skip
@@ -253,18 +260,18 @@ def bracket(
     except NoBounds as error:
         raise NoBounds(f"{error} {ELSE}") from error
     found = evaluate(model, examples, threat=ball, suite=suite, seed=seed, progress=progress)
-    search = SMALLEST[ball.norm.name]
-    nearest = run(search, model, examples.x, examples.y, replace(ball, eps=float("inf")), seed=seed, progress=progress)
     open_ = torch.full((len(examples),), torch.inf, dtype=torch.float64)
-    reach = torch.minimum(
-        torch.where(torch.tensor([o is Status.BROKEN for o in found.outcome]), found.distance.double(), open_),
-        torch.where(nearest.success, nearest.distance.double(), open_),
-    )
+    reach = torch.where(torch.tensor([o is Status.BROKEN for o in found.outcome]), found.distance.double(), open_)
+    by, stopped = f"suite {found.suite}", bool(found.settings["interrupted"])
+    if not stopped:
+        search, free = SMALLEST[ball.norm.name], replace(ball, eps=float("inf"))
+        near = run(search, model, examples.x, examples.y, free, seed=seed, progress=progress, salvage=True)
+        reach = torch.minimum(reach, torch.where(near.success, near.distance.double(), open_))
+        by, stopped = f"{by} and {search}{' until it was interrupted' * near.interrupted}", near.interrupted
     clean = found.clean
     return Bracket(
         clean, torch.zeros_like(clean), radius, reach.masked_fill(~clean, 0.0), examples.y, ball.eps, repr(ball),
-        model.name, examples.name, told, f"suite {found.suite} and {search}", found.verdict,
-        unfinished=found.n - found.done,
+        model.name, examples.name, told, by, found.verdict, unfinished=found.n - found.done, interrupted=stopped,
     )  # fmt: skip
 
 
