@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 import unfooled as uf
 from benchmarks import nets, published, results
 from unfooled import attacks
+from unfooled.core.augment import augment
 from unfooled.core.fit import Objective, standard
 from unfooled.harden.objectives import adversarial, mixed, noised
 from unfooled.stats import mean_interval
@@ -33,13 +34,20 @@ TRAINED: dict[str, Any] = {"batch_size": 250, "lr": 2e-3, "ema": 0.999, "precisi
 """Settings of `core.fit.Recipe` that all maxout networks share: AdamW, one cycle."""
 
 
+SHIFTED: dict[str, Any] = {"augment": augment("shifts(1)")}
+DROPPED = (0.0, 0.1)
+"""Shares of the input and of each layer that dropout takes where images are shifted."""
+
+
 @dataclass(frozen=True)
 class Kind:
-    """One way to train: what it is called in the table, its objective for a seed, and its epochs."""
+    """One way to train: what it is called in the table, its objective for a seed, its epochs, and what differs."""
 
     words: str
     objective: Callable[[int], Objective]
     epochs: int
+    dropout: tuple[float, float] = (0.2, 0.5)
+    more: dict[str, Any] = field(default_factory=dict)
 
 
 KINDS: dict[str, Kind] = {
@@ -52,8 +60,15 @@ KINDS: dict[str, Kind] = {
     "l1-0.0025": Kind("with L1 weight decay of .0025 on the first layer", lambda seed: shrunk(0.0025), 3),
     "l1-0.00025": Kind("with a tenth of that decay", lambda seed: shrunk(0.00025), 3),
     "l1-0": Kind("without decay, as long", lambda seed: standard, 3),
-}
-CONVOLUTIONAL = {"plain": 8, "mixed": 8}
+    "plain-shifted": Kind(
+        "images shifted by up to a pixel, without adversarial training", lambda seed: standard, 80, DROPPED, SHIFTED
+    ),
+    "mixed-shifted": Kind(
+        "images shifted by up to a pixel, with adversarial training",
+        lambda seed: mixed(attacks.fgsm(), uf.linf(EPS), seed=seed), 80, DROPPED, SHIFTED,
+    ),
+}  # fmt: skip
+CONVOLUTIONAL = {"plain": 24, "mixed": 24}
 """Epochs of the convolutional networks by kind."""
 
 
@@ -80,8 +95,9 @@ class Setup:
         made = []
         for seed in self.seeds:
             module, seconds = nets.kept(
-                f"classic-{kind}-{self.units}-{seed}-{epochs}", lambda: nets.maxout(units=self.units), nets.training,
-                each.objective(seed), seed=seed, device=self.device, epochs=epochs, **TRAINED,
+                f"classic-{kind}-{self.units}-{seed}-{epochs}",
+                lambda: nets.maxout(units=self.units, dropout=each.dropout), nets.training,
+                each.objective(seed), seed=seed, device=self.device, epochs=epochs, **TRAINED, **each.more,
             )  # fmt: skip
             made.append(Network(module, seconds, epochs, self.device))
         return made
@@ -291,6 +307,14 @@ def gain_row(setup: Setup, case: str, title: str, plain: list[Network], hard: li
     )  # fmt: skip
 
 
+def shifted(setup: Setup) -> None:
+    """Measure both ways of training where every image is shifted by up to a pixel, with less dropout."""
+    for kind in ("plain-shifted", "mixed-shifted"):
+        alone(setup, kind)
+    plain, hard = setup.networks("plain-shifted"), setup.networks("mixed-shifted")
+    gain_row(setup, "gain-shifted", f"{setup.title}, images shifted", plain, hard)
+
+
 def compared(setup: Setup) -> None:
     """Measure what adversarial training gains on clean images, and each network on the other's examples."""
     x, y = published.images("mnist")
@@ -415,7 +439,8 @@ def judged(setup: Setup, prefix: str, title: str, made: dict[str, list[Network]]
 
 CASES: dict[str, Callable[[Setup], None]] = {
     **{kind: partial(alone, kind=kind) for kind in ("plain", "mixed", "corners", "uniform")},
-    "compared": compared, "decay": decay, "logistic": logistic, "suite": suite, "convolutional": convolutional,
+    "compared": compared, "shifted": shifted, "decay": decay, "logistic": logistic, "suite": suite,
+    "convolutional": convolutional,
 }  # fmt: skip
 
 

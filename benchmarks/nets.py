@@ -77,10 +77,11 @@ class Recipe:
     batch_size: int = 128
 
 
-def maxout(classes: int = 10, units: int = 240) -> nn.Module:
-    """Return two maxout layers with dropout, 0.2 of the input and 0.5 of each layer."""
+def maxout(classes: int = 10, units: int = 240, dropout: tuple[float, float] = (0.2, 0.5)) -> nn.Module:
+    """Return two maxout layers with dropout of shares of the input and of each layer."""
+    first, rest = dropout
     return nn.Sequential(
-        nn.Flatten(), nn.Dropout(0.2), Maxout(784, units), nn.Dropout(), Maxout(units, units), nn.Dropout(),
+        nn.Flatten(), nn.Dropout(first), Maxout(784, units), nn.Dropout(rest), Maxout(units, units), nn.Dropout(rest),
         nn.Linear(units, classes),
     )  # fmt: skip
 
