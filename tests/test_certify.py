@@ -13,6 +13,7 @@ from unfooled import certify, harden
 from unfooled.certify.smoothing import draws_for, largest_radius, predict
 from unfooled.core.fit import fit
 from unfooled.core.network import IntervalBound
+from unfooled.evaluate.hardened import Worn, harden_target
 from unfooled.harden.certified import certified, gaussian
 from unfooled.testing import Linear, linear_distance
 
@@ -220,7 +221,7 @@ def test_training_bounds_are_the_certificates_and_have_gradients() -> None:
 def test_training_bounds_are_of_the_network_in_eval_mode_and_leave_its_statistics() -> None:
     torch.manual_seed(4)
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)).train()
-    x, y, bound = 2 * torch.rand(9, 6), torch.randint(3, (9,)), IntervalBound()
+    x, y, bound = torch.rand(9, 6), torch.randint(3, (9,)), IntervalBound()
     rival = torch.arange(3) != y[:, None]
     for _ in range(2):
         before = [b.clone() for b in net.buffers()]
@@ -231,6 +232,21 @@ def test_training_bounds_are_of_the_network_in_eval_mode_and_leave_its_statistic
         point, scores = bound(net, x, y, uf.linf(0.0)), net(x)  # which moves the running statistics
         assert not torch.allclose(point, scores.gather(1, y[:, None]) - scores, atol=1e-3), "no batch's own statistics"
         net[1]._buffers["running_mean"] = net[1].running_mean + 1  # another tensor, as when a module is moved
+
+
+@pytest.mark.parametrize(("mean", "std"), [([0.1307], [0.3081]), ([0.03], None), ([0.1, 0.5, 0.3], [0.2, 0.97, 0.4])])
+def test_training_bounds_of_a_target_are_behind_its_normalisation(mean: list[float], std: list[float] | None) -> None:
+    torch.manual_seed(6)
+    c = len(mean)
+    net = nn.Sequential(nn.Conv2d(c, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 16, 3)).eval()
+    target, x, y, ball = uf.Target(net, mean=mean, std=std), torch.rand(5, c, 6, 6), torch.arange(5) % 3, uf.linf(0.01)
+    layer = nn.BatchNorm2d(c, eps=0.0, affine=False).eval()
+    layer.running_mean, layer.running_var = torch.tensor(mean), torch.tensor(std or [1.0] * c).square()
+    low = IntervalBound()(Worn(target), x, y, ball)
+    torch.testing.assert_close(low, IntervalBound()(nn.Sequential(layer, net), x, y, ball), rtol=0, atol=1e-4)
+    rival = torch.arange(3) != y[:, None]
+    want = certify.margins(target, x, y, ball, method="ibp")
+    torch.testing.assert_close(low[rival].double(), want[rival], rtol=0, atol=1e-4)
 
 
 def test_training_on_bounds_certifies_what_plain_training_does_not() -> None:
@@ -261,6 +277,14 @@ def test_the_ways_by_name_train_in_bfloat16_too() -> None:
         assert math.isfinite(lines[-1].loss) and not torch.equal(net[0].weight, before)
     with pytest.raises(uf.InputError, match="threats in L2"):
         harden.way("gaussian").objective(uf.linf(0.1))
+
+
+def test_a_target_with_normalisation_is_hardened_by_its_bounds() -> None:
+    target = uf.targets.resolve("digits-cnn")
+    target = uf.Target(target.module, mean=0.5, std=0.5)
+    train, test = uf.load_data("digits", split="train", limit=200), uf.load_data("digits", limit=20)
+    proof = harden_target(target, train, test, uf.linf(0.02), recipe="ibp", epochs=1, suite="fgsm()")
+    assert proof.after.n == 20 and math.isfinite(proof.training.lines[-1].loss)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +324,14 @@ class Centred(nn.Module):
         return x - x.mean()
 
 
+class Detached(nn.Module):
+    """A module whose factor is the input itself, though no gradient passes it: read, it would be a constant."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [n, 12] to [n, 12]."""
+        return x * x.data
+
+
 class InPlace(nn.Module):
     """A module whose activation changes what an earlier step has read: read, k would be of the scores before it."""
 
@@ -331,6 +363,7 @@ class InPlace(nn.Module):
         (Branching(), uf.linf(0.1), r"network \(its steps depend on the values that it computes\)"),
         (Asking(), uf.linf(0.1), "does not answer as it does"),
         (Centred(), uf.linf(0.1), "mixes examples"),
+        (Detached(), uf.linf(0.1), "no bounds through a .data"),
         (InPlace(), uf.linf(0.1), "in place on what is used elsewhere"),
         (nn.LSTM(12, 4), uf.linf(0.1), "no bounds through|returns one tensor"),
         (nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 12))), uf.linf(0.1), "mixes examples"),
@@ -341,6 +374,32 @@ class InPlace(nn.Module):
 def test_what_cannot_be_bounded_is_refused_in_a_sentence(module: object, threat: uf.Ball, said: str) -> None:
     with pytest.raises(uf.InputError, match=said):
         certify.margins(module, torch.rand(1, 12), torch.tensor([0]), threat)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda x: x - 5, "the target's bounds are"),
+        (lambda x: 2 * x, "the target's bounds are"),
+        (lambda x: (255 * x).byte(), "divide 8-bit images by 255"),
+        (lambda x: x * math.nan, "not finite"),
+        (lambda x: x[:0], "n at least 1"),
+        (lambda x: x.tolist(), "a tensor of inputs"),
+    ],
+)
+def test_inputs_that_the_bounds_do_not_hold_have_no_certificate(change: Callable, said: str) -> None:
+    net, x, y = linear()
+    other = change(x)
+    for ask in (
+        lambda: certify.margins(module(net), other, y[: len(other)], uf.linf(0.1)),
+        lambda: certify.certified_radius(module(net), other, y[: len(other)], uf.linf()),
+        lambda: certify.smoothed(net, other, sigma=0.1, n=10),
+        lambda: predict(net, other, sigma=0.1, n=10),
+    ):
+        with pytest.raises(uf.InputError, match=said):
+            ask()
+    wide = uf.Target(net, bounds=(-5.0, 2.0))
+    assert certify.smoothed(wide, x - 5, sigma=0.1, n=10).forward == 6 * 110
 
 
 # ---- smoothing
@@ -397,12 +456,15 @@ def test_a_coin_is_no_certificate() -> None:
     found = certify.smoothed(tie, x, sigma=0.5, n=500)
     assert found.label.tolist() == [-1] * 3 and float(found.radius.max()) == 0
     assert predict(tie, x, sigma=0.5, n=500).tolist() == [-1] * 3
-    assert predict(tie, x + 5, sigma=0.5, n=500).tolist() == [0] * 3
+    assert predict(tie, x + 0.7, sigma=0.5, n=500).tolist() == [0] * 3
 
 
 def test_bad_settings_are_refused() -> None:
     net, x, _ = linear()
-    with pytest.raises(uf.InputError, match="sigma must be larger than 0"):
-        certify.smoothed(net, x, sigma=0)
+    for sigma in (0, math.inf, math.nan):
+        with pytest.raises(uf.InputError, match="sigma must be larger than 0 and finite"):
+            certify.smoothed(net, x, sigma=sigma)
+        with pytest.raises(uf.InputError, match="sigma must be larger than 0 and finite"):
+            predict(net, x, sigma=sigma)
     with pytest.raises(uf.InputError, match="always answers"):
         certify.smoothed(uf.Target(net, reject=0.9), x, sigma=0.1)

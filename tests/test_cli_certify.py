@@ -178,6 +178,7 @@ def test_ctrl_c_keeps_the_certificates_and_what_the_attacks_found(
         (["digits-cnn", "--method", "magic"], "magic"),
         (["digits-cnn", "--method", "smoothing", "--limit", "2"], "in L2, such as l2"),
         (["digits-cnn", "--method", "smoothing", "--threat", "l2(0.5)", "--alpha", "2", "--limit", "2"], "alpha"),
+        (["digits-cnn", "--method", "smoothing", "--threat", "l2(0.5)", "--sigma", "inf", "--limit", "2"], "finite"),
         (["digits-cnn", "--threat", "linf", "--limit", "2"], "is no threat"),
         (["digits-cnn", "--threat", "l0(3)", "--limit", "2"], "Linf, L2 or L1"),
         (

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,13 +15,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 import unfooled as uf
 from unfooled import harden, report
 from unfooled.cli import _progress
 from unfooled.cli._app import call
-from unfooled.core.fit import Step
+from unfooled.core.data import load_alike
+from unfooled.core.fit import Recipe, Step
 from unfooled.core.journal import Journal
 from unfooled.core.result import Finding
 from unfooled.evaluate import hardened
@@ -219,6 +222,9 @@ from torch import nn
 
 def net():
     torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+
+def drawn():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 def frozen():
@@ -439,6 +445,20 @@ def test_ctrl_c_while_measuring_after_keeps_training_and_what_was_measured(
     assert json.loads((tmp_path / "run" / "harden.json").read_text())["sentence"] == sentence
 
 
+def test_a_factory_that_draws_its_weights_goes_on_with_the_same(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["harden", f"{own}/nets.py:drawn", "digits", "--recipe", "standard", "--epochs", "4", "--suite", "quick"]
+    words += ["--lr", "0.02", "--limit", "40", "--seed", "3"]
+    with monkeypatch.context() as pressed:
+        interrupted_at(pressed, 1)
+        assert call([*words, "--out", str(tmp_path / "run")]) == 130
+    assert call(shlex.split(capsys.readouterr().err.partition("go on with this run: ")[2].splitlines()[0])[1:]) == 0
+    assert call([*words, "--out", str(tmp_path / "whole")]) == 0
+    weights = [(tmp_path / name / "hardened.safetensors").read_bytes() for name in ("run", "whole")]
+    assert weights[0] == weights[1]
+
+
 def test_a_training_that_is_refused_after_the_first_measurement_leaves_no_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -494,3 +514,111 @@ def test_own_data_are_halved_and_normalisation_is_worn(tmp_path: Path) -> None:
     assert not torch.equal(inner[0].weight, before) and proof.after.n == proof.before.n == 60
     with pytest.raises(uf.InputError, match="Only torch modules"):
         harden_target(uf.Target(lambda v: v.flatten(1)[:, :10]), train, test, uf.linf(0.1))
+
+
+NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def pictures(folder: Path, split: str, rows: slice, *, without: str = "", size: int = 8) -> Path:
+    """Write digits as class folders named in English, which sort otherwise than their numbers."""
+    data = uf.load_data("digits", split=split)
+    for i, (x, y) in enumerate(zip(data.x[rows], data.y[rows].tolist(), strict=True)):
+        if NAMES[y] != without:
+            (folder / NAMES[y]).mkdir(parents=True, exist_ok=True)
+            whole = x[0].repeat_interleave(size // 8, 0).repeat_interleave(size // 8, 1)
+            Image.fromarray((whole * 255).round().to(torch.uint8).numpy()).save(folder / NAMES[y] / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_folders_of_test_and_extra_pictures_are_labelled_and_sized_like_the_data(
+    listed: bool, tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pictures(tmp_path / "data", "train", slice(100))
+    fewer = pictures(tmp_path / "fewer", "test", slice(60), without="eight", size=16)
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    given: list[uf.Data] = []
+
+    def spy(target: uf.Target, train: uf.Data, held: uf.Data, *_: object, extra: uf.Data, **__: object) -> None:
+        given.extend((train, held, extra))
+        raise uf.InputError("Enough.")
+
+    monkeypatch.setattr(hardened, "harden_target", spy)
+    words = ["harden", f"{own}/nets.py:net", str(data), "--test", str(fewer), "--extra", str(fewer), "--resize", "8"]
+    words += ["--classes", str(tmp_path / "names.txt")] if listed else []
+    assert call([*words, "--out", str(tmp_path / "run")]) == 2
+    assert len(given) == 3
+    for each in given:
+        assert each.classes == (NAMES if listed else tuple(sorted(NAMES))) and each.x.shape[1:] == (1, 8, 8)
+        assert each.files and [each.classes[y] for y in each.y] == [file.partition("/")[0] for file in each.files]
+
+
+def test_a_named_data_set_is_sized_and_named_alike_for_training_and_testing(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "names.txt").write_text("\n".join(NAMES))
+    given: list[uf.Data] = []
+
+    def spy(target: uf.Target, train: uf.Data, held: uf.Data, *_: object, **__: object) -> None:
+        given.extend((train, held))
+        raise uf.InputError("Enough.")
+
+    monkeypatch.setattr(hardened, "harden_target", spy)
+    words = ["harden", f"{own}/nets.py:bare", "digits", "--resize", "16", "--classes", str(tmp_path / "names.txt")]
+    assert call([*words, "--out", str(tmp_path / "run")]) == 2
+    assert [each.x.shape[1:] for each in given] == [(1, 16, 16)] * 2 and all(each.classes == NAMES for each in given)
+
+
+def test_a_class_that_the_data_do_not_have_is_refused_by_its_name(
+    tmp_path: Path, own: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(hardened, "evaluate", unmeasured)
+    data = pictures(tmp_path / "data", "train", slice(100), without="two")
+    more = pictures(tmp_path / "more", "test", slice(60))
+    words = ["harden", f"{own}/nets.py:net", str(data), "--out", str(tmp_path / "run")]
+    for option, value, said in (
+        ("--test", str(more), "The folder 'two' is none of the 9 classes: rename it, or leave it out."),
+        ("--extra", str(more), "The folder 'two' is none of the 9 classes"),
+        ("--extra", "digits", "digits calls label 0 '0', data calls it 'eight': give both the same class names"),
+    ):
+        assert call([*words, option, value]) == 2
+        assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_training_refuses_labels_that_have_other_names(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data", "train", slice(100))
+    fewer = pictures(tmp_path / "fewer", "test", slice(60), without="eight")
+    shifted, train = uf.load_data(str(fewer)), uf.load_data(str(data))
+    target = uf.targets.resolve("digits-cnn")
+    how = {"threat": "linf(0.1)", "recipe": Recipe(epochs=1)}
+    said = "fewer calls label 0 'five', data calls it 'eight': give both the same class names"
+    for more in ({"validation": shifted}, {"extra": shifted}):
+        with pytest.raises(uf.InputError, match=said):
+            harden.fit(target.module, train, "standard", **how, **more)
+    with pytest.raises(uf.InputError, match=said):
+        harden_target(target, train, shifted, uf.linf(0.1), recipe="standard", epochs=1, suite="quick")
+    unknown = replace(train, classes=train.classes[:9])
+    with pytest.raises(uf.InputError, match="data calls label 9 'zero', data knows 9 classes and not this one"):
+        harden.fit(target.module, unknown, "standard", **how, extra=train)
+    for name in ("1", "2", "none"):
+        shutil.copytree(data / "one", tmp_path / "mixed" / name)
+    mixed = uf.load_data(str(tmp_path / "mixed"))
+    shutil.rmtree(tmp_path / "mixed" / "none")  # what is left are numbers, which else are labels themselves
+    assert load_alike(tmp_path / "mixed", mixed).y.unique().tolist() == [0, 1]
+    kept, seen = uf.load_data(str(fewer), classes=train.classes), []
+    for spec in (str(fewer), kept, (kept.x, kept.y)):  # by name, with the names of the data, without names
+        done = harden.fit(uf.targets.resolve("digits-cnn").module, str(data), "standard", **how, validation=spec)
+        seen.append(replace(done.lines[0], seconds=0, judging=0))
+    assert seen[0] == seen[1] == seen[2]
+
+
+def test_tied_weights_are_hardened_and_written(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n\n\ndef tied():\n    torch.manual_seed(0)\n"
+        "    a, b = nn.Linear(64, 64), nn.Linear(64, 64)\n    b.weight = a.weight\n"
+        "    return nn.Sequential(nn.Flatten(), a, nn.ReLU(), b, nn.ReLU(), nn.Linear(64, 10))\n"
+    )
+    words = ["harden", f"{tmp_path / 'mine.py'}:tied", "digits", "--threat", "linf(0.02)", "--epochs", "1"]
+    assert call([*words, "--suite", "quick", "--limit", "20", "--out", str(tmp_path / "run")]) in (0, 3)
+    state = load_file(tmp_path / "run" / "hardened.safetensors")
+    assert torch.equal(state["1.weight"], state["3.weight"])

@@ -362,3 +362,34 @@ def test_bytes_are_trained_on_as_the_floats_that_they_stand_for():
     fit(floats, whole.float() / 255, y, epochs=2, lr=0.01)
     assert bits(module) == bits(floats)
     assert all((a.numpy() == b).all() for a, b in seen)
+
+
+def test_averages_take_shared_weights_once_and_buffers_that_are_not_saved() -> None:
+    class Net(nn.Module):
+        def __init__(self, *, tied: bool) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.b.load_state_dict(self.a.state_dict())
+            if tied:
+                self.b.weight = self.a.weight
+            self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                self.seen += 1
+            return self.a(x) + self.b(x)
+
+    torch.manual_seed(0)
+    nets = [Net(tied=tied) for tied in (False, True)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    x, y = torch.rand(8, 4), torch.arange(8) % 4
+    recipe = Recipe(epochs=1, batch_size=8, lr=0.1, ema=0.5, schedule="constant")
+    moved = []
+    for net in nets:
+        begun = net.a.weight.detach().clone()
+        training = Training(net, x, y, recipe=recipe)
+        training.run_epoch()
+        share = (training.evaluated.a.weight - begun) / (net.a.weight - begun)
+        moved.append(share.detach())
+        assert float(training.evaluated.seen) == pytest.approx(float(share.mean().detach()))
+    assert torch.allclose(moved[0], moved[1], atol=1e-5) and bool((moved[0] < 0.99).all())

@@ -20,6 +20,7 @@ import unfooled as uf
 from unfooled import harden
 from unfooled.core import fit as core_fit
 from unfooled.core.fit import Recipe
+from unfooled.core.result import Status
 from unfooled.harden import objectives, trainer
 from unfooled.harden.trainer import Line
 
@@ -451,6 +452,7 @@ import sys, torch, unfooled as uf
 sys.path.insert(0, {root!r})
 from tests.test_trainer import BALL, STEP, linear, strong_and_weak_features
 from unfooled.core.fit import Recipe
+from unfooled.core.result import Status
 from unfooled.harden import objectives, trainer
 torch.set_num_threads(1)
 x, y = strong_and_weak_features()
@@ -479,3 +481,99 @@ def test_a_training_that_was_killed_goes_on_to_the_same_result(tmp_path: Path) -
         subprocess.run([sys.executable, "-c", code, str(folder), mode], check=True, timeout=120)
         ends.append(torch.load(folder / "done.pt", weights_only=True)["weight"])
     assert torch.equal(ends[0], ends[1])
+
+
+# ---- what a user's module, objective or settings must not do in silence
+
+
+def test_a_module_that_attacks_cannot_see_through_or_that_returns_no_scores_is_refused() -> None:
+    x, y = strong_and_weak_features(200)
+
+    class Rounds(nn.Module):
+        def forward(self, v: torch.Tensor) -> torch.Tensor:
+            return (v * 8).round() / 8
+
+    class Parts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear()
+
+        def forward(self, v: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.linear(v)}
+
+    for module, said in (
+        (nn.Sequential(Rounds(), linear()), "No gradient of the module's scores reaches its input"),
+        (nn.Sequential(linear(), nn.Softmax(1)), "returns probabilities"),
+        (Parts(), "returns scores .*, not dict"),
+        (nn.Linear(41, 1), r"two or more, not \[128, 1\]"),
+        (linear().double(), "does not take rows"),
+    ):
+        with pytest.raises(uf.InputError, match=said):
+            harden.fit(module, (x, y), "pgd", threat=BALL, recipe=Recipe(epochs=1))
+
+
+def test_an_objective_tells_of_what_it_was_made_and_another_is_no_resume(tmp_path: Path) -> None:
+    told = [objectives.trades(attack, BALL, beta=2.0).told for attack in (STEP, uf.attacks.fgsm())]  # type: ignore[attr-defined]
+    assert told[0] == told[1] and "beta=2.0" in told[0] and "fgsm()" in told[0] and "linf(0.1)" in told[0]
+    changes = [objectives.planted([torch.full((41,), v)], BALL).told for v in (0.1, 0.1, 0.2)]  # type: ignore[attr-defined]
+    assert changes[0] == changes[1] != changes[2]
+    x, y = strong_and_weak_features(100)
+    plan = Recipe(epochs=2, batch_size=50)
+
+    def run(objective: core_fit.Objective, *, resume: bool) -> None:
+        harden.fit(linear(), (x, y), objective, threat=BALL, recipe=plan, out=tmp_path / "t", resume=resume)
+
+    run(objectives.adversarial(STEP, BALL), resume=False)
+    run(objectives.adversarial(uf.attacks.fgsm(), uf.linf(0.1)), resume=True)
+    for other in (objectives.noised(BALL), objectives.adversarial(STEP, uf.linf(0.2)), objectives.mixed(STEP, BALL)):
+        with pytest.raises(uf.InputError, match="was begun with objective adversarial"):
+            run(other, resume=True)
+    with pytest.raises(uf.InputError, match="takes an attack such as"):
+        objectives.trades("pgd(steps=3)", BALL)  # type: ignore[arg-type]
+    with pytest.raises(uf.InputError, match="takes a threat such as"):
+        objectives.noised("linf(0.1)")  # type: ignore[arg-type]
+
+
+def test_settings_that_would_do_nothing_are_refused() -> None:
+    x, y = strong_and_weak_features(100)
+    with pytest.raises(uf.InputError, match="the newest: give patience with"):
+        harden.fit(linear(), (x, y), "pgd", threat=BALL, choose="last", patience=2)
+    for plan in (Recipe(epochs=1, batch_size=32, mix=0.01), Recipe(epochs=1, batch_size=1)):
+        with pytest.raises(uf.InputError, match="is no extra row"):
+            harden.fit(linear(), (x, y), "pgd", threat=BALL, recipe=plan, extra=(x + 0.001, y))
+    with pytest.raises(uf.InputError, match="gradient of a gradient"):
+        harden.fit(linear(), (x, y), "gradalign", threat=BALL, recipe=Recipe(epochs=1, compiled=True))
+
+
+def test_free_training_begins_with_no_change_of_another_training() -> None:
+    x, y = strong_and_weak_features(100)
+    free, plan = objectives.Free(BALL), Recipe(epochs=2, batch_size=32, replays=2)
+    first, second = (core_fit.fit(linear(), x, y, free, **vars(plan)) for _ in range(2))
+    assert [line.loss for line in first] == [line.loss for line in second]
+
+
+def test_inputs_of_other_bounds_and_inputs_with_gradients_are_trained_on() -> None:
+    x, y = strong_and_weak_features(200)
+    x = (2 * x - 1).requires_grad_()
+    made = harden.fit(linear(), (x, y), "pgd", threat=uf.linf(0.2).within((-1.0, 1.0)), recipe=Recipe(epochs=1))
+    assert len(made.lines) == 1 and x.grad is None
+
+
+def test_a_module_that_refuses_is_judged_as_one() -> None:
+    x, y = strong_and_weak_features(300)
+    objective = harden.abstaining(lambda m, v, *_: v[: len(v) // 2].flip(1))
+    plan, ball = Recipe(epochs=8, batch_size=32, lr=0.1), uf.linf(0.05)
+    stood = []
+    for reject in (None, "last"):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            module = nn.Linear(41, 3)
+        made = harden.fit(
+            module, (x[:200], y[:200]), objective, threat=ball, recipe=plan, choose="last", reject=reject,
+            validation=(x[200:], y[200:]),
+        )  # type: ignore[arg-type]  # fmt: skip
+        target = uf.Target(module, reject=reject)  # type: ignore[arg-type]
+        again = uf.run(trainer.JUDGE, target, x[200:], y[200:], ball, seed=0).status
+        stood.append(made.lines[-1].strong)
+        assert stood[-1] == sum(s is Status.SURVIVED for s in again) / 100
+    assert stood[1] > stood[0]

@@ -173,6 +173,60 @@ def test_noisy_answers_are_the_mean_probabilities_over_draws() -> None:
         wrappers.Noisy(same(), 0.5, 0)
 
 
+class Heads(nn.Module):
+    """A module of two heads, the second of which is meant."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Map [n, 5] to the wrong scores [n, 3] and the right ones."""
+        scores = self.net(x)
+        return -scores, scores
+
+
+def test_what_takes_the_answer_up_reads_it_as_the_target_does() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(5, 3), torch.rand(6, 5)
+    heads, plain = uf.Target(Heads(net), output=1), uf.Target(net)
+    soft, sigmoids = uf.Target(nn.Sequential(net, nn.Softmax(1))), uf.Target(nn.Sequential(net, nn.Sigmoid()))
+    soft.kind, sigmoids.kind = "probabilities", "sigmoids"
+
+    def behind(target: uf.Target, *defences: str) -> torch.Tensor:
+        torch.manual_seed(1)
+        worn = uf.harden.wear(target, *defences)
+        assert worn.kind == "scores" and worn.output is None
+        return worn.scores(x)
+
+    for target, defence in [(heads, "smooth(0.3, 9)"), (soft, "smooth(0.3, 9)"), (sigmoids, "smooth(0.3, 9)"),
+                            (heads, "sigmoids(0.1)"), (sigmoids, "sigmoids(0.1)")]:  # fmt: skip
+        torch.testing.assert_close(behind(target, defence), behind(plain, defence), rtol=1e-3, atol=1e-4)
+    assert behind(plain, "smooth(0.3, 9)", "sigmoids(0.1)").shape == (6, 4)
+    numbers = uf.Target(lambda v: net(v).argmax(1))
+    numbers.labels = 3
+    assert behind(numbers, "smooth(0.3, 200)").argmax(1).tolist() == behind(plain, "smooth(0.01, 9)").argmax(1).tolist()
+    with pytest.raises(uf.InputError, match="give the target without its softmax"):
+        uf.harden.wear(soft, "sigmoids")
+    with pytest.raises(uf.InputError, match="write smooth before sigmoids"):
+        uf.harden.wear(plain, "sigmoids", "smooth")
+
+
+@pytest.mark.parametrize("flat", [True, False])
+def test_a_single_score_is_that_of_class_1(flat: bool) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Linear(5, 1), torch.rand(6, 5)
+    single = uf.Target(nn.Sequential(net, nn.Flatten(0)) if flat else net)
+    chance = uf.Target(nn.Sequential(net, nn.Sigmoid()))
+    chance.kind = "probabilities"
+    z = net(x)
+    for target in (single, chance):
+        smooth = uf.harden.wear(target, "smooth(0.001, 4)").scores(x)
+        torch.testing.assert_close(smooth.exp(), torch.cat([1 - z.sigmoid(), z.sigmoid()], 1), rtol=0, atol=5e-3)
+    scores = uf.harden.wear(single, "sigmoids(0.2)").scores(x)
+    torch.testing.assert_close(scores, torch.cat([-z, z, torch.full_like(z, 0.2)], 1))
+
+
 @pytest.mark.slow
 def test_behind_one_bit_the_suite_finds_what_trying_everything_finds() -> None:
     """With one bit a pixel counts as black or white: within eps few of them can change sides, all ways are tried."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from unfooled.core.network import Interval, Lines, Network, NoBounds, Node, Ramp, read, scaled
+from unfooled.core.run import check_inputs
 from unfooled.core.target import Target, as_target, untouched
 from unfooled.core.threat import Ball, Threat
 from unfooled.errors import InputError
@@ -40,7 +41,7 @@ def margins(
         method: which bounds.
 
     Raises:
-        InputError: another kind of network, threat or method.
+        InputError: another kind of network, threat or method; inputs that are none or not within the target's bounds.
     """
     asked = _Asked.of(target, x, y, threat, method)
     if not threat.bounded:
@@ -76,6 +77,13 @@ def certified_radius(
 
 
 # ---- what is asked
+
+
+def check(x: Tensor, threat: Threat, target: Target, y: Tensor | None = None) -> None:
+    """Raise InputError where nothing is certain: no inputs, or some that the target's bounds do not hold."""
+    if not isinstance(x, Tensor) or x.dim() < 1 or not len(x):
+        raise InputError("A certificate is about a tensor of inputs [n, ...], n at least 1; one input is x[None].")
+    check_inputs(x, torch.zeros(len(x), dtype=torch.int64) if y is None else y, threat, target)
 
 
 @dataclass(frozen=True)
@@ -123,6 +131,7 @@ class _Asked:
         model = as_target(target)
         if not isinstance(threat, Ball) or threat.norm.name not in ("linf", "l2", "l1"):
             raise InputError(f"Bounds need a ball in Linf, L2 or L1, not {threat!r}.")
+        check(x, threat, model, y)
         if threat.mask is not None or threat.levels is not None:
             raise InputError("Bounds know no mask and no levels: give a plain ball, which holds all that these allow.")
         if not isinstance(model.module, nn.Module) or model.kind != "scores":

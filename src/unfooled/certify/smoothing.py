@@ -13,8 +13,12 @@ from torch import Tensor
 from unfooled._noise import Noise, example_ids, row_keys
 from unfooled.core.ask import Asker
 from unfooled.core.target import Target
+from unfooled.core.threat import Ball
 from unfooled.errors import InputError
+from unfooled.norms import NORMS
 from unfooled.stats import wilson
+
+from .bounds import check
 
 ABSTAIN = -1
 _ROOM = 2**24  # most values of noisy copies at once
@@ -79,16 +83,10 @@ def smoothed(
     access is enough. n0 + n forward passes a row.
 
     Raises:
-        InputError: sigma, n, n0 or alpha out of range, or a target that may refuse to answer.
+        InputError: sigma, n, n0 or alpha out of range, inputs that are none or not within the target's bounds, or a
+            target that may refuse to answer.
     """
-    if not sigma > 0 or n < 1 or n0 < 1 or not 0 < alpha < 1:
-        raise InputError(
-            f"sigma must be larger than 0, n and n0 at least 1, alpha between 0 and 1, not sigma={sigma}, n={n}, "
-            f"n0={n0}, alpha={alpha}."
-        )
-    asker = Asker(target)
-    if asker.target.reject is not None:
-        raise InputError("Smoothing needs a target that always answers: give it without its reject option.")
+    asker = _checked(target, x, sigma, n, n0, alpha)
     first, counts = _votes(asker, x, sigma, n0, seed, "choose"), _votes(asker, x, sigma, n, seed, "estimate")
     k = max(first.shape[1], counts.shape[1])
     first, counts = (torch.nn.functional.pad(c, (0, k - c.shape[1])) for c in (first, counts))
@@ -123,12 +121,24 @@ def predict(
     A label is wrong with a probability of at most `alpha` over the draws (Hung and Fithian 2019, two-sided test).
     Raises InputError as `smoothed`.
     """
-    if not sigma > 0 or n < 1 or not 0 < alpha < 1:
-        raise InputError(f"sigma and n must be positive, alpha between 0 and 1, not {sigma}, {n}, {alpha}.")
-    counts = _votes(Asker(target), x, sigma, n, seed, "predict")
+    counts = _votes(_checked(target, x, sigma, n, 1, alpha), x, sigma, n, seed, "predict")
     two = torch.nn.functional.pad(counts, (0, max(0, 2 - counts.shape[1]))).topk(2, 1)
     p = [binomtest(a, a + b).pvalue if a + b else 1.0 for a, b in two.values.tolist()]
     return torch.where(torch.tensor(p) <= alpha, two.indices[:, 0], ABSTAIN)
+
+
+def _checked(target: Target | Callable[..., Any], x: Tensor, sigma: float, n: int, n0: int, alpha: float) -> Asker:
+    """Return who asks the target; raises InputError for all that has no certificate."""
+    if not 0 < sigma < math.inf or n < 1 or n0 < 1 or not 0 < alpha < 1:
+        raise InputError(
+            f"sigma must be larger than 0 and finite, n and n0 at least 1, alpha between 0 and 1, not sigma={sigma}, "
+            f"n={n}, n0={n0}, alpha={alpha}."
+        )
+    asker = Asker(target)
+    if asker.target.reject is not None:
+        raise InputError("Smoothing needs a target that always answers: give it without its reject option.")
+    check(x, Ball(NORMS["l2"]), asker.target)
+    return asker
 
 
 def _votes(asker: Asker, x: Tensor, sigma: float, draws: int, seed: int, what: str) -> Tensor:

@@ -99,7 +99,7 @@ def harden(
     engine
         Whose processes: local ones of a CPU core each, or Ray's, here or on a cluster, with a GPU each if there are.
     seed
-        Seed of all random choices.
+        Seed of all random choices, also of what the target's own code draws with torch when it is made.
     fresh
         Begin with new weights instead of the trained ones (targets of the zoo).
     choose
@@ -119,7 +119,7 @@ def harden(
     augment
         Random changes of the images, such as flips, flips+crops(4), shifts(2) or cutout(8) [default: none].
     extra
-        More to train on, such as generated images with labels: named like data [default: none].
+        More to train on, such as generated images with labels: named and labelled like data [default: none].
     mix
         Share of every batch that comes from --extra [default: 0.3].
     precision
@@ -127,7 +127,8 @@ def harden(
     compile
         Train through torch.compile; on a CPU that took longer (docs/harden.md).
     test
-        What both evaluations are of [default: the test images of a named data set; else a fifth of the data].
+        What both evaluations are of: named like data, and labelled like them [default: the test images of a named data
+        set; else a fifth of the data].
     weights
         A .safetensors or weights-only checkpoint to load into the target.
     wear
@@ -166,6 +167,7 @@ def harden(
     inputs = _words.Inputs.of(given | {"reject": None, "limit": None})
 
     _words.load_torch()
+    import torch
     from torch import nn
 
     from unfooled.core import record
@@ -182,23 +184,29 @@ def harden(
 
     from unfooled import report
     from unfooled.cli._progress import Live
-    from unfooled.core.data import DATASETS, load_data
+    from unfooled.core.data import DATASETS, load_alike, read_classes
     from unfooled.evaluate.hardened import halves, harden_target
     from unfooled.targets.zoo import ZOO, untrained
 
     with Live() as live:
+        torch.manual_seed(seed)  # a factory that draws weights must draw the same ones when the run goes on
         model, examples, ball, name = inputs.load()
+        alike = functools.partial(
+            load_alike, like=examples, classes=None if classes is None else read_classes(classes),
+            resize=_words.size(resize), bounds=model.bounds, data_dir=data_dir,
+        )  # fmt: skip
         if fresh:
             if target not in ZOO:
                 raise InputError(f"--fresh makes new weights for targets of the zoo; {target} brings its own.")
             assert isinstance(model.module, nn.Module)
             bare(model.module).load_state_dict(untrained(target, seed).state_dict())
         if name in DATASETS:
-            train, held = load_data(name, split="train", data_dir=data_dir), examples
+            train, held = alike(name, split="train"), examples
         else:
             train, held = halves(examples, seed)
         if test is not None:
-            train, held = (examples if name not in DATASETS else train), load_data(test, data_dir=data_dir)
+            train, held = (examples if name not in DATASETS else train), alike(test)
+        more = None if extra is None else alike(extra, split="train")
         unsaid = f"threat: {ball!r}, {'of the model card' if target in ZOO else 'the default'}"
         command = _words.command_line("harden", ("target", "data"), _chosen(given))
         if resume is None:
@@ -217,7 +225,6 @@ def harden(
             "lr": lr, "batch_size": batch_size, "precision": precision, "schedule": schedule, "ema": ema,
             "smoothing": smoothing, "mix": mix, "compiled": compile,
         }  # fmt: skip
-        more = None if extra is None else load_data(extra, split="train", data_dir=data_dir)
         try:
             proof = harden_target(
                 model, train, held, ball, recipe=recipe, budget=most, epochs=epochs, choose=choose,

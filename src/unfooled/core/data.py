@@ -250,6 +250,34 @@ def load_data(
     return data
 
 
+def load_alike(spec: Any, like: Data, *, classes: Sequence[str] | None = None, **how: Any) -> Data:
+    """Read further data as `load_data` does; class folders get the labels that `like` has for classes of their names.
+
+    Raises InputError as `load_data`, and for a folder of a class that `like` has not; for other data see `check_names`.
+    """
+    folder = (
+        isinstance(spec, (str, os.PathLike)) and os.fspath(spec) not in DATASETS and Path(spec).expanduser().is_dir()
+    )
+    return load_data(spec, classes=like.classes if classes is None and folder else classes, **how)
+
+
+def check_names(data: Data, like: Data) -> None:
+    """Raise InputError where a label of the data has another class name than in `like`; without names nothing is known.
+
+    Labels that no example has are not looked at.
+    """
+    if data.classes is None or like.classes is None:
+        return
+    for label in sorted(set(data.y.tolist())):
+        name, known = (each.classes[label : label + 1] for each in (data, like) if each.classes)
+        if name and name != known:
+            said = f"calls it {known[0]!r}" if known else f"knows {len(like.classes)} classes and not this one"
+            raise InputError(
+                f"{data.name} calls label {label} {name[0]!r}, {like.name} {said}: "
+                "give both the same class names, one per label (--classes, or classes= of load_data)."
+            )
+
+
 def check_labels(y: Tensor, classes: int, offset: int = 0) -> None:
     """Raise InputError when a label of y, int64 [n], is outside 0..classes-1 after adding `offset`."""
     wrong = ((y + offset < 0) | (y + offset >= classes)).nonzero().flatten()
@@ -765,7 +793,10 @@ def _folder_labels(
         wanted = {name: i for i, name in enumerate(classes)}
         for name in names:
             if name not in wanted:
-                raise InputError(f"The folder {name!r} is none of the {len(wanted)} classes.{nearest(name, wanted)}")
+                raise InputError(
+                    f"The folder {name!r} is none of the {len(wanted)} classes: rename it, or leave it out."
+                    f"{nearest(name, wanted)}"
+                )
         folders = sorted(folders, key=lambda p: wanted[p.name])
         return folders, [wanted[p.name] for p in folders], tuple(classes)
     if numbers:

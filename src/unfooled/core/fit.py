@@ -32,7 +32,7 @@ class Remembering(Protocol):
         ...
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `state` returned."""
+        """Put back what `state` returned; nothing is carried when a training begins, with an empty `state`."""
         ...
 
 
@@ -221,6 +221,10 @@ class Training:
                 )
             if rows.shape[1:] != x.shape[1:]:
                 raise InputError(f"Extra rows are {tuple(rows.shape[1:])} each, not {tuple(x.shape[1:])} as the data.")
+        if extra is not None and recipe.own == recipe.batch_size:
+            raise InputError(
+                f"mix={recipe.mix:g} of batches of {recipe.batch_size} is no extra row: give a larger mix or batches."
+            )
         trained = [p for p in module.parameters() if p.requires_grad]
         if not trained:
             raise InputError("No parameter of the module requires a gradient: call module.requires_grad_() before fit.")
@@ -229,6 +233,8 @@ class Training:
         if recipe.channels_last:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.module, self.objective, self.augment, self.together = module, objective, augment, together
+        if isinstance(objective, Remembering):
+            objective.restore({})  # nothing of another training
         self.device = trained[0].device
         self.x, self.y = self._kept(x), y.to(self.device)
         self.extra = None if extra is None else (self._kept(extra[0]), extra[1].to(self.device))
@@ -360,7 +366,7 @@ class Training:
         return unit(sent(x[sent(ids, x.device)], self.device)), y[sent(ids, y.device)]
 
     def _kept(self, x: Tensor) -> Tensor:
-        return x.to(self.device) if x.dtype == torch.uint8 else x
+        return x.to(self.device) if x.dtype == torch.uint8 else x.detach()
 
     def _update(self, x: Tensor, y: Tensor, ids: Tensor) -> Tensor:
         """Make one step; return this process's share of the batch's mean loss without a host sync."""
@@ -524,13 +530,13 @@ def _rate(schedule: str, total: int, warm: float = 0.3) -> Callable[[int], float
 
 @torch.no_grad()
 def _blend(average: nn.Module, module: nn.Module, keep: float) -> None:
-    """Move the average towards the module; what is no floating number (counters of BatchNorm) is copied."""
-    theirs = module.state_dict()
-    for name, mine in average.state_dict().items():
+    """Move the average towards the module, what is shared once; what is no floating number is copied."""
+    pairs = [*zip(average.parameters(), module.parameters(), strict=True)]
+    for mine, theirs in (*pairs, *zip(average.buffers(), module.buffers(), strict=True)):
         if mine.is_floating_point():
-            mine.lerp_(theirs[name], 1 - keep)
+            mine.lerp_(theirs, 1 - keep)
         else:
-            mine.copy_(theirs[name])
+            mine.copy_(theirs)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 from torch.nn.grad import conv1d_input, conv2d_input, conv3d_input
 
-from unfooled.core.target import flags_kept
+from unfooled.core.target import Preparation, flags_kept
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError
 
@@ -296,6 +296,10 @@ def read(module: nn.Module, x: Tensor) -> Network:
 class _Tracer(fx.Tracer):
     """Leaves hooks out: they may count rows, and are no part of the network."""
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Take a target's normalisation as one step, as torch's own layers are."""
+        return isinstance(m, Preparation) or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter a module by its forward, unless it is a leaf."""
         if self.is_leaf_module(m, self.path_of_module(m)):
@@ -376,6 +380,8 @@ class _Reader(fx.Interpreter):
         if len(seen) != len(inside):
             raise _refused(f"a {name}")
         first, rest = args[0], args[1:]
+        if name == "getattr" and rest[0] not in _KNOWN_BEFORE:  # .data and .T are values, not what is known of them
+            raise _refused(f"a .{rest[0]}")
         if name in _ASKED:
             return function(first.value, *rest, **kwargs)
         if name in _SUMS and not kwargs:
@@ -420,6 +426,7 @@ def _name(n: fx.Node) -> str:
 
 
 _ASKED = ("size", "dim", "getattr")
+_KNOWN_BEFORE = ("shape", "ndim", "dtype", "device", "is_cuda")
 _SUMS = {"add": 1, "iadd": 1, "add_": 1, "sub": -1, "isub": -1, "sub_": -1}
 _SAME = ("float", "double", "contiguous", "clone", "dropout", "dropout2d", "neg")
 _MOVED = ("flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze")
@@ -436,6 +443,8 @@ def _layer(layer: nn.Module) -> Piece:
     """Return the piece that a layer is."""
     if isinstance(layer, _NOTHING):
         return Total((1,))
+    if isinstance(layer, Preparation):
+        return Affine(layer, layer.spread)
     if isinstance(layer, nn.ReLU):
         return Ramp(0.0)
     if isinstance(layer, nn.LeakyReLU):

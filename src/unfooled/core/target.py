@@ -203,6 +203,23 @@ class Target:
         return values.to(x.dtype).view(-1, *([1] * (x.dim() - 2)))
 
 
+class Preparation(nn.Module):
+    """What a target does to x [b, c, ...] before its module, as a layer without weights, which can be traced as one."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__()
+        self._target = [target]  # not a submodule
+
+    def forward(self, x: Tensor) -> Any:
+        """Return what the target's module is given for x."""
+        return self._target[0].prepared(x)
+
+    def spread(self, r: Tensor) -> Tensor:
+        """Return how far what the module is given may move where x moves by r [b, c, ...]."""
+        target = self._target[0]
+        return r if target.std is None else r / target._shaped(target.std, r)
+
+
 def filled(x: Tensor, size: int) -> Tensor:
     """Return x [b, ...] as a batch of `size` rows: itself, cut, or its rows repeated in turn."""
     return x if len(x) == size else x[torch.arange(size, device=x.device) % len(x)]

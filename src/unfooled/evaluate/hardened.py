@@ -19,7 +19,7 @@ from unfooled.core.data import Data
 from unfooled.core.fit import Augment, Objective, Recipe, Step, Training
 from unfooled.core.record import JOURNAL
 from unfooled.core.result import Evaluation, Progress
-from unfooled.core.target import Target
+from unfooled.core.target import Preparation, Target
 from unfooled.core.threat import Ball
 from unfooled.errors import Diverged, InputError
 from unfooled.evaluate.measure import _suite, evaluate, whole
@@ -100,7 +100,7 @@ class Proof:
 
         assert isinstance(self.target.module, nn.Module)
         state = harden.bare(self.target.module).state_dict()
-        return bytes(save({k: v.detach().cpu().contiguous() for k, v in state.items()}))
+        return bytes(save({k: v.detach().cpu().contiguous().clone() for k, v in state.items()}))
 
 
 def halves(data: Data, seed: int = 0) -> tuple[Data, Data]:
@@ -119,12 +119,11 @@ class Worn(nn.Module):
         super().__init__()
         if not isinstance(target.module, nn.Module):
             raise InputError(f"Only torch modules can be hardened; {target.name} is a {type(target.module).__name__}.")
-        self.module = target.module
-        self._target = [target]  # not a submodule
+        self.prepare, self.module = Preparation(target), target.module
 
     def forward(self, x: Tensor) -> Any:
         """Return the module's scores of x."""
-        return self.module(self._target[0].prepared(x))
+        return self.module(self.prepare(x))
 
 
 def harden_target(
@@ -214,6 +213,7 @@ def harden_target(
         module, own, way.objective(ball, seed=seed, ramp=round(RAMP * plan.epochs * an_epoch), rounds=rounds),
         threat=ball, recipe=plan, choose=choose, patience=patience, out=out, resume=resume, name=recipe,
         augment=augment, extra=others[0] if others else None, on_line=on_line, on_step=on_step, validation=kept,
+        reject=target.reject,
     )  # fmt: skip
     return Proof(target, done, before, measured("after"), left_out(*missing))
 

@@ -10,12 +10,13 @@ from unfooled.core import fit
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError
 
-from .objectives import step_noise
+from .objectives import step_noise, telling
 
 Bound: TypeAlias = Callable[[nn.Module, Tensor, Tensor, Ball], Tensor]
 """`(module, x, y, ball) -> [b, k]`: differentiable lower bounds on the score of y minus every score, 0 at y itself."""
 
 
+@telling
 def certified(bound: Bound, threat: Ball, *, kappa: float = 0.5, warm: int = 0, ramp: int = 0) -> fit.Objective:
     """Return k J(z, y) + (1 - k) J(worst z, y) (IBP, Gowal et al. 2018, arXiv:1810.12715, eq. 12 and section 4).
 
@@ -42,6 +43,7 @@ def certified(bound: Bound, threat: Ball, *, kappa: float = 0.5, warm: int = 0, 
     return objective
 
 
+@telling
 def gaussian(sigma: float, *, seed: int = 0) -> fit.Objective:
     """Return the mean cross-entropy at x plus N(0, sigma^2), not clipped (Cohen et al. 2019, arXiv:1902.02918).
 

@@ -4,11 +4,13 @@ Every attack draws noise that belongs to (seed, the row's place in the data, tra
 on the fly, nothing of them is stored.
 """
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from unfooled._rows import sent
 from unfooled.core import fit
 from unfooled.core.attack import Attack
 from unfooled.core.engine import last_iterate
+from unfooled.core.record import fingerprint
 from unfooled.core.target import Target, flags_kept
 from unfooled.core.threat import Ball
 from unfooled.errors import InputError
@@ -31,11 +34,41 @@ Learn = Callable[[nn.Module, int], Tensor]
 """`(module, round) -> change [...]` of one example's shape: a universal perturbation of the module as it is now."""
 
 
+P = ParamSpec("P")
+
+
+def telling(make: Callable[P, fit.Objective]) -> Callable[P, fit.Objective]:
+    """Let the objectives that a function makes say in their attribute `told` of what they were made.
+
+    A resumed training compares it.
+    """
+
+    @functools.wraps(make)
+    def made(*given: P.args, **named: P.kwargs) -> fit.Objective:
+        objective, bound = make(*given, **named), inspect.signature(make).bind(*given, **named)
+        bound.apply_defaults()
+        settings = ", ".join(f"{name}={_told(value)}" for name, value in bound.arguments.items())
+        vars(objective)["told"] = f"{make.__name__}({settings})"
+        return objective
+
+    return made
+
+
+def _told(value: Any) -> str:
+    """Return a setting as text that is the same in another process: without addresses, tensors by their contents."""
+    if isinstance(value, Tensor | list | tuple):
+        parts = [value] if isinstance(value, Tensor) else [v for v in value if isinstance(v, Tensor)]
+        return fingerprint(*parts) if parts else type(value).__name__
+    text = getattr(value, "told", None) or getattr(value, "__qualname__", None) or repr(value)
+    return type(value).__name__ if " at 0x" in text else str(text)
+
+
 def standard() -> fit.Objective:
     """Return the mean cross-entropy on the images as they are."""
     return fit.standard
 
 
+@telling
 def adversarial(attack: Attack[Any], threat: Ball, *, seed: int = 0, ramp: int = 0) -> fit.Objective:
     """Return the mean cross-entropy at the attack's last iterate (Madry et al. 2018, arXiv:1706.06083, eq. 2.1).
 
@@ -50,6 +83,7 @@ def adversarial(attack: Attack[Any], threat: Ball, *, seed: int = 0, ramp: int =
     return fit.adversarial(attacked(attack, threat, seed=seed, ramp=ramp))
 
 
+@telling
 def mixed(attack: Attack[Any], threat: Ball, *, alpha: float = 0.5, seed: int = 0, ramp: int = 0) -> fit.Objective:
     """Return alpha J(x, y) + (1 - alpha) J(x_adv, y) (Goodfellow et al. 2014, arXiv:1412.6572, section 6).
 
@@ -67,6 +101,7 @@ def mixed(attack: Attack[Any], threat: Ball, *, alpha: float = 0.5, seed: int = 
     return objective
 
 
+@telling
 def trades(attack: Attack[Any], threat: Ball, *, beta: float = 6.0, seed: int = 0, ramp: int = 0) -> fit.Objective:
     """Return J(x, y) + beta KL(p(x) || p(x_adv)), where x_adv climbs that divergence (TRADES, arXiv:1901.08573, eq. 5).
 
@@ -84,6 +119,7 @@ def trades(attack: Attack[Any], threat: Ball, *, beta: float = 6.0, seed: int = 
     return objective
 
 
+@telling
 def mart(attack: Attack[Any], threat: Ball, *, beta: float = 5.0, seed: int = 0, ramp: int = 0) -> fit.Objective:
     """Return BCE(x_adv, y) + beta mean(KL(p(x) || p(x_adv)) (1 - p_y(x))) (MART, Wang et al. 2020, eq. 10 and 11).
 
@@ -105,6 +141,7 @@ def mart(attack: Attack[Any], threat: Ball, *, beta: float = 5.0, seed: int = 0,
     return objective
 
 
+@telling
 def noisy_step(
     threat: Ball, *, noise: float = 2.0, step_size: float = 1.0, seed: int = 0, ramp: int = 0
 ) -> fit.Objective:
@@ -129,6 +166,7 @@ def noisy_step(
     return fit.adversarial(_once(perturb))
 
 
+@telling
 def nuclear(threat: Ball, *, weight: float = 4.5, seed: int = 0, ramp: int = 0) -> fit.Objective:
     """Return J(x, y) + weight ||f(x_adv) - f(x)||_* / b: one-step nuclear norm training (NuAT).
 
@@ -175,6 +213,7 @@ def _spread(change: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(change.float(), "nuc") / len(change)
 
 
+@telling
 def aligned(objective: fit.Objective, threat: Ball, *, weight: float = 0.2, seed: int = 0) -> fit.Objective:
     """Return `objective` plus weight (1 - cos(grad J(x), grad J(x + u))), u uniform in the ball (GradAlign).
 
@@ -196,6 +235,7 @@ def aligned(objective: fit.Objective, threat: Ball, *, weight: float = 0.2, seed
     return regularised
 
 
+@telling
 def weight_perturbed(objective: fit.Objective, *, gamma: float = 0.005, after: int = 0) -> fit.Objective:
     """Return `objective` at weights moved against it (AWP, Wu et al. 2020, arXiv:2004.05884, eq. 8 and 9).
 
@@ -273,7 +313,7 @@ class Free:
         _bounded(threat)
         if threat.norm.name != "linf":
             raise InputError(f"Free training knows Linf alone, not {threat!r}.")
-        self.threat = threat
+        self.threat, self.told = threat, f"Free({threat!r})"
         self._delta: Tensor | None = None
         self._leaf: Tensor | None = None
 
@@ -304,6 +344,7 @@ class Free:
         return self._delta
 
 
+@telling
 def planted(perturbations: Sequence[Tensor], threat: Ball, *, share: float = 0.5, seed: int = 0) -> fit.Objective:
     """Return the mean cross-entropy with a stored perturbation on a `share` of the images, drawn anew at every step.
 
@@ -325,6 +366,7 @@ def planted(perturbations: Sequence[Tensor], threat: Ball, *, share: float = 0.5
     return fit.adversarial(perturb)
 
 
+@telling
 def universal(learn: Learn, threat: Ball, *, steps: int, share: float = 0.5, seed: int = 0) -> fit.Objective:
     """Return `planted` with one fresh universal perturbation a round: learned anew after every `steps` steps.
 
@@ -347,6 +389,7 @@ def universal(learn: Learn, threat: Ball, *, steps: int, share: float = 0.5, see
     return objective
 
 
+@telling
 def noised(threat: Ball, *, corners: bool = False, seed: int = 0) -> fit.Objective:
     """Return the mean cross-entropy with random changes inside the ball: the control of adversarial training.
 
@@ -364,6 +407,7 @@ def noised(threat: Ball, *, corners: bool = False, seed: int = 0) -> fit.Objecti
     return fit.adversarial(perturb)
 
 
+@telling
 def dropped(*, inputs: float = 0.2, hidden: float = 0.5) -> fit.Objective:
     """Return the mean cross-entropy with dropout of the input and before every linear layer: a control.
 
@@ -390,7 +434,7 @@ def dropped(*, inputs: float = 0.2, hidden: float = 0.5) -> fit.Objective:
 
 def attacked(attack: Attack[Any], threat: Ball, *, seed: int = 0, ramp: int = 0) -> Made:
     """Return what makes the attack's last iterates for a training step; raises InputError without a finite eps."""
-    _bounded(threat)
+    _bounded(threat, attack)
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         return last_iterate(attack, module, x, y, _grown(threat, step, ramp), seed=seed, ids=ids.numpy(), step=step)
@@ -400,7 +444,7 @@ def attacked(attack: Attack[Any], threat: Ball, *, seed: int = 0, ramp: int = 0)
 
 def _diverging(attack: Attack[Any], threat: Ball, *, seed: int, ramp: int) -> Made:
     """Return what climbs KL(p(x) || p(.)) for a training step, the module in eval mode meanwhile."""
-    _bounded(threat)
+    _bounded(threat, attack)
 
     def perturb(module: nn.Module, x: Tensor, y: Tensor, ids: Tensor, step: int) -> Tensor:
         with _evaluating(module):
@@ -442,6 +486,10 @@ def _grown(threat: Ball, step: int, ramp: int) -> Ball:
     return replace(threat, eps=threat.eps * min(1.0, (step + 1) / max(1, ramp)))
 
 
-def _bounded(threat: Ball) -> None:
+def _bounded(threat: Ball, attack: Attack[Any] | None = None) -> None:
+    if attack is not None and not isinstance(attack, Attack):
+        raise InputError(f"An objective takes an attack such as unfooled.attacks.pgd(steps=7), not {attack!r}.")
+    if not isinstance(threat, Ball):
+        raise InputError(f"An objective takes a threat such as unfooled.linf(0.1), not {threat!r}.")
     if not threat.bounded:
         raise InputError(f"Adversarial training needs a threat with a finite eps, not {threat!r}.")

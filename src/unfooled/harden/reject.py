@@ -22,6 +22,8 @@ from unfooled.core.target import Target, as_target
 from unfooled.errors import InputError
 from unfooled.stats import auroc, auroc_interval, wilson
 
+from .objectives import telling
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -59,6 +61,7 @@ def as_unsure(scores: Tensor, y: Tensor) -> Tensor:
     return torch.where(y == NONE, flat, F.cross_entropy(scores, y.clamp(min=0), reduction="none"))
 
 
+@telling
 def abstaining(outliers: Tensor | Outliers, loss: Loss = as_class, *, weight: float = 0.5) -> fit.Objective:
     """Return the mean loss on the batch plus `weight` times that on outliers, which should be refused (an objective).
 

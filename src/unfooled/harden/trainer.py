@@ -16,7 +16,7 @@ from unfooled._numbers import counted
 from unfooled.core import record
 from unfooled.core.attack import Attack, as_attack
 from unfooled.core.augment import augment as read_augmentation
-from unfooled.core.data import FORGIVEN, Data, load_data
+from unfooled.core.data import FORGIVEN, Data, check_names, load_alike, load_data
 from unfooled.core.explanation import COLOURS, SOFT, Explanation
 from unfooled.core.fit import Augment, Objective, Recipe, Step, Training, batches, unit
 from unfooled.core.result import Status
@@ -166,6 +166,7 @@ def fit(
     choose: Choose = "adversarial",
     patience: int | None = None,
     augment: Augment | str | None = None,
+    reject: float | Literal["last"] | None = None,
     device: torch.device | str | None = None,
     out: Path | str | None = None,
     resume: bool = False,
@@ -193,6 +194,7 @@ def fit(
             the last one.
         patience: epochs without a better one after which training ends; None: it goes on.
         augment: as for `core.fit.Training`, or its text, such as "flips+crops(4)" (`core.augment`).
+        reject: how the module abstains, as for `Target`: a refused row is then no error.
         out: a folder for checkpoints, written whole after every epoch, the last and the best kept; with `resume`
             training goes on from what lies there and ends with the same bits as if it had not been interrupted (on the
             CPU).
@@ -208,8 +210,9 @@ def fit(
     module is left with the best epoch so far, or with the weights that it came with.
 
     Raises:
-        InputError: data with one class, outside the threat's bounds or with labels out of range, a module without
-            parameters to train, a threat without eps, a folder that belongs to another training.
+        InputError: data with one class, outside the threat's bounds or with labels out of range, validation or extra
+            rows whose labels have other class names than in the data, a module without parameters to train, a threat
+            without eps, a folder that belongs to another training.
         UnfooledError: the loss was not finite in the first epoch at every learning rate tried.
     """
     if not isinstance(module, nn.Module):
@@ -228,12 +231,15 @@ def fit(
         raise InputError(f"{recipe!r} is no recipe: give a core.fit.Recipe, such as Recipe(epochs=5).")
     if patience is not None and patience < 1:
         raise InputError(f"patience counts epochs and is 1 or more, not {patience}.")
+    if patience is not None and choose == "last":
+        raise InputError("The last epoch is always the newest: give patience with choose='adversarial' or 'clean'.")
     if resume and out is None:
         raise InputError("resume goes on with the training in a folder: give out=, too.")
     recipe, usual = recipe or Recipe(), way(objective).recipe if isinstance(objective, str) else {}
     recipe = replace(recipe, **{k: v for k, v in usual.items() if getattr(recipe, k) == getattr(Recipe, k)})
     changed = read_augmentation(augment) if isinstance(augment, str) else augment
-    whole, others = _read(data), [] if extra is None else [_read(extra)]
+    whole = _read(data)
+    others = [] if extra is None else [_read(extra, whole)]
     if device is not None:
         try:
             module.to(device)
@@ -251,14 +257,17 @@ def fit(
     if isinstance(objective, str):
         name, all_steps = name or objective, recipe.epochs * steps(recipe, len(x), extra=bool(others))
         objective = way(objective).objective(threat, seed=recipe.seed, ramp=round(RAMP * all_steps))
+    if recipe.compiled and "aligned(" in _named(objective):
+        raise InputError("GradAlign takes the gradient of a gradient, which torch.compile cannot; leave that out.")
     settings = {
-        "objective": name or getattr(objective, "__qualname__", type(objective).__name__),
+        "objective": name or _named(objective),
         "recipe": asdict(recipe),
         "threat": repr(threat),
         "judge": str(judge),
         "weak": str(weak),
         "choose": choose,
         "patience": patience,
+        "reject": reject,
         "module": record.fingerprint(*module.state_dict().values()),
         "data": record.fingerprint(x, y, x_val, y_val, *(more or ())),
         "augment": getattr(augment, "__qualname__", None) or str(augment or ""),
@@ -273,8 +282,8 @@ def fit(
     def look() -> list[float]:
         """Return the shares that are right: clean, after the one-step attack, under the judge."""
         mine = together.share(len(x_val))
-        asked = Target(training.evaluated)
-        some, labels = unit(x_val[mine]).to(training.device), y_val[mine].to(training.device)
+        asked = Target(training.evaluated, bounds=threat.bounds, reject=reject)
+        some, labels = unit(x_val[mine]).detach().to(training.device), y_val[mine].to(training.device)
         strong, one = (run(attack, asked, some, labels, threat, seed=recipe.seed) for attack in (judge, weak))
         stood = _count(strong.status, Status.SURVIVED)
         counts = [stood + _count(strong.status, Status.BROKEN), _count(one.status, Status.SURVIVED), stood]
@@ -325,6 +334,11 @@ def fit(
         tuple(log.lines), log.best, tuple(log.alarms), choose, len(x_val), str(judge), str(weak), repr(threat),
         settings, notes,
     )  # fmt: skip
+
+
+def _named(objective: Objective) -> str:
+    """Return what an objective is called: what it tells itself, or the name of its function or class."""
+    return str(getattr(objective, "told", None) or getattr(objective, "__qualname__", type(objective).__name__))
 
 
 def _copied(module: nn.Module) -> dict[str, Tensor]:
@@ -459,8 +473,8 @@ class _Store:
         log.weights, log.strikes = load_file(self.folder / known["files"]["best"]), int(known["strikes"])
 
 
-def _read(data: Rows) -> Data:
-    """Return inputs and labels; a pair of tensors as it is, all else as `load_data` reads it."""
+def _read(data: Rows, like: Data | None = None) -> Data:
+    """Return inputs and labels; a pair of tensors as it is, all else as `load_data` reads it, labelled as `like`."""
     if isinstance(data, tuple) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         x, y = data
         if y.shape != x.shape[:1] or y.is_floating_point() or y.dtype is torch.bool:
@@ -468,7 +482,7 @@ def _read(data: Rows) -> Data:
                 f"Give one whole-number label an input, not {len(x)} inputs and labels {list(y.shape)} of {y.dtype}."
             )
         return Data(x if x.dtype == torch.uint8 else x.float(), y.long())
-    return load_data(data, split="train")
+    return load_data(data, split="train") if like is None else load_alike(data, like, split="train")
 
 
 def held_back(n: int) -> int:
@@ -488,7 +502,7 @@ def split(data: Data, validation: Rows | int | None, seed: int) -> tuple[Data, D
     if isinstance(validation, float):
         raise InputError(f"validation is a number of rows, or rows of their own, not {validation}.")
     if not isinstance(validation, int):
-        return data, _read(validation)
+        return data, _read(validation, data)
     if not 0 < validation < len(data):
         raise InputError(
             f"validation={validation} of {counted(len(data), 'row')} leaves nothing to train on or nothing to judge "
@@ -538,10 +552,11 @@ def _ids(x: Tensor) -> np.ndarray:
 def check(module: nn.Module, data: Rows, *others: Rows) -> None:
     """Raise InputError when the module cannot be trained on the data, or the labels of others are none of its classes.
 
-    Data with one class or with values that are not finite, labels out of range, no parameter that requires a gradient,
-    weights that are not finite, scores that are no numbers.
+    Data with one class or with values that are not finite, labels out of range or with another class name in others, no
+    parameter that requires a gradient, weights that are not finite, scores that are no numbers.
     """
-    _classes(module, [_read(each) for each in (data, *others)])
+    first = _read(data)
+    _classes(module, [first, *(_read(each, first) for each in others)])
 
 
 def _classes(module: nn.Module, read: Sequence[Data]) -> int:
@@ -560,11 +575,7 @@ def _classes(module: nn.Module, read: Sequence[Data]) -> int:
             raise InputError(f"Rows are {tuple(each.x.shape[1:])} each, not {tuple(first.x.shape[1:])} as the data.")
         if not bool(each.x.isfinite().all()):
             raise InputError("Training rows contain values that are not finite; leave those rows out or mend them.")
-    target = Target(module)
-    with untouched(target), torch.no_grad():
-        scores = target.scores(unit(first.x[:LOOKED]).to(target.device))
-    if bool(scores.isnan().any()):
-        raise InputError("The module answers NaN to training rows before any training: load other weights.")
+    scores = _scores(module, unit(first.x[:LOOKED]).detach())
     classes = scores.shape[1]
     for each in read:
         wrong = ((each.y < 0) | (each.y >= classes)).nonzero().flatten().tolist()
@@ -575,7 +586,39 @@ def _classes(module: nn.Module, read: Sequence[Data]) -> int:
                 f"The label {int(each.y[wrong[0]])} of {where} is none of the module's classes 0 to {classes - 1}{more}"
                 "; mend the labels, or give a module with more classes."
             )
+        check_names(each, first)
     return classes
+
+
+def _scores(module: nn.Module, x: Tensor) -> Tensor:
+    """Return the module's scores [n, k] of x; raises InputError where they are none that training could change."""
+    target = Target(module)
+    with untouched(target), torch.enable_grad():
+        x = x.to(target.device).requires_grad_(True)
+        try:
+            scores = module(x)
+        except RuntimeError as error:
+            said = str(error).splitlines()[0]
+            raise InputError(f"The module does not take rows {list(x.shape[1:])} of {x.dtype}: {said}") from error
+        if not isinstance(scores, Tensor) or scores.dim() != 2 or scores.shape[1] < 2 or not scores.is_floating_point():
+            what = f"{list(scores.shape)} of {scores.dtype}" if isinstance(scores, Tensor) else type(scores).__name__
+            raise InputError(f"Training needs a module that returns scores [n, classes], two or more, not {what}.")
+        if bool(scores.isnan().any()):
+            raise InputError("The module answers NaN to training rows before any training: load other weights.")
+        if bool((scores >= 0).all()) and bool(((scores.float().sum(1) - 1).abs() < 1e-3).all()):
+            raise InputError(
+                "The module returns probabilities, which no loss here expects: leave out its last softmax."
+            )
+        several = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0)).to(scores)
+        slope = None
+        if scores.requires_grad:
+            (slope,) = torch.autograd.grad((scores * several).sum(), x, allow_unused=True)
+        if slope is None or not bool(slope.any()):
+            raise InputError(
+                "No gradient of the module's scores reaches its input, so that attacks in training would change "
+                "nothing: harden it without what rounds or hides, such as --wear, and wear that afterwards."
+            )
+        return scores.detach()
 
 
 def _count(status: list[Status], which: Status) -> int:

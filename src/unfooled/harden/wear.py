@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from unfooled.core.attack import read_call
-from unfooled.core.target import Target, as_target
+from unfooled.core.target import Target, as_target, pick
 from unfooled.errors import InputError, nearest
 
 from . import wrappers
@@ -17,13 +17,17 @@ from . import wrappers
 
 @dataclass(frozen=True)
 class Defence:
-    """A row of the table of defences: how it is made around a module, where it is from, and whether it may refuse."""
+    """A row of the table of defences: how it is made around a module, where it is from, and whether it may refuse.
+
+    One that `reads` takes the module's answer up; the others pass it on as it is.
+    """
 
     name: str
     make: Callable[..., nn.Module]
     paper: str
     doc: str
     refuses: bool = False
+    reads: bool = False
 
     @property
     def settings(self) -> dict[str, float]:
@@ -50,9 +54,11 @@ DEFENCES: dict[str, Defence] = {
         Defence("resize", wrappers.RandomResized, "Xie et al. 2018, arXiv:1711.01991",
             "A random smaller size at a random place, drawn anew for every batch."),
         Defence("smooth", wrappers.Noisy, "Cohen, Rosenfeld, Kolter 2019, arXiv:1902.02918",
-            "The mean answer to so many copies with Gaussian noise; its certificate is `uf.certify.smoothed`."),
+            "The mean answer to so many copies with Gaussian noise; its certificate is `uf.certify.smoothed`.",
+            reads=True),
         Defence("sigmoids", wrappers.Sigmoids, "Goodfellow, Shlens, Szegedy 2014, arXiv:1412.6572",
-            "Every score stands for its own class alone; where none passes the threshold it refuses.", refuses=True),
+            "Every score stands for its own class alone; where none passes the threshold it refuses.", refuses=True,
+            reads=True),
     )
 }  # fmt: skip
 
@@ -76,6 +82,21 @@ class _Prepared(nn.Module):
         x = x if self.bounds == (0.0, 1.0) else lo + (hi - lo) * x
         x = x if self.mean is None else x - _shaped(self.mean, x)
         return self.module(x if self.std is None else x / _shaped(self.std, x))
+
+
+class _Read(_Prepared):
+    """The same, answering with scores however its target keeps them; a single score stays one."""
+
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._target = [target]  # not a submodule
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores of x [b, ...]."""
+        target, out = self._target[0], super().forward(x)
+        if target.kind == "scores" and not target.labels:
+            return pick(out, len(x), target.output)
+        return target._read(out, len(x))
 
 
 class _Scaled(nn.Module):
@@ -102,7 +123,8 @@ def wear(target: Target | Callable[..., Any], *defences: str) -> Target:
         defences: calls such as "median(3)", "blur(sigma=0.5)", "bits(4)"; `DEFENCES` has all of them.
 
     Raises:
-        InputError: no such defence, settings that make no sense, a second one that may refuse.
+        InputError: no such defence, settings that make no sense, a second one that may refuse, heads of independent
+            classes on probabilities.
     """
     target = as_target(target)
     if not defences:
@@ -113,7 +135,15 @@ def wear(target: Target | Callable[..., Any], *defences: str) -> Target:
     refusing = [defence.name for defence, _ in calls if defence.refuses]
     if refusing and (target.reject is not None or len(refusing) > 1):
         raise InputError(f"{target.name} may abstain already; leave out {refusing[-1]} or --reject.")
-    module: nn.Module = _Prepared(target)
+    names, reads = [defence.name for defence, _ in calls], any(defence.reads for defence, _ in calls)
+    averaged = "sigmoids" in names and "smooth" in names[names.index("sigmoids") :]
+    if "sigmoids" in names and (averaged or target.kind == "probabilities"):
+        whose = "smooth(...) after it" if averaged else target.name
+        raise InputError(
+            f"sigmoids takes each class's own log-odds, which are not in the probabilities that {whose} returns; "
+            f"{'write smooth before sigmoids' if averaged else 'give the target without its softmax'}."
+        )
+    module: nn.Module = _Read(target) if reads else _Prepared(target)
     for defence, given in reversed(calls):
         module = defence.around(module, given)
     worn = copy.copy(target)
@@ -121,9 +151,11 @@ def wear(target: Target | Callable[..., Any], *defences: str) -> Target:
         module = _Scaled(module, target.bounds)
     worn.module = module
     worn.mean = worn.std = None
+    if reads:
+        worn.kind, worn.labels, worn.output = "scores", 0, None
     worn.name = f"{target.name} behind {', '.join(told(*call) for call in calls)}"
     if refusing:
-        worn.reject, worn.output = "last", None
+        worn.reject = "last"
     return worn
 
 

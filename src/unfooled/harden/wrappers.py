@@ -29,6 +29,13 @@ def _images(x: Tensor, what: str) -> None:
         raise InputError(f"A {what} takes images [b, c, h, w], not inputs of shape {tuple(x.shape)}.")
 
 
+def _columns(out: Any, rows: int, other: float) -> Tensor:
+    """Return the scores [b, k] in what a module returned; of a single one, z, those of two classes: other * z and z."""
+    scores = pick(out, rows)
+    scores = scores[:, None] if scores.dim() == 1 else scores
+    return scores if scores.shape[1] > 1 else torch.cat([other * scores, scores], 1)
+
+
 class Blurred(nn.Module):
     """A module shown its images [b, c, h, w] through a Gaussian of standard deviation `sigma` pixels."""
 
@@ -154,7 +161,7 @@ class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the mean log-probabilities [b, k]."""
         many = x.repeat(self.draws, *[1] * (x.dim() - 1))
-        noisy: Tensor = pick(self.module(many + self.sigma * torch.randn_like(many)), len(many))
+        noisy = _columns(self.module(many + self.sigma * torch.randn_like(many)), len(many), 0.0)
         return noisy.log_softmax(1).unflatten(0, (self.draws, len(x))).logsumexp(0) - math.log(self.draws)
 
 
@@ -162,7 +169,8 @@ class Sigmoids(nn.Module):
     """A body whose every score stands for its own class alone: log-odds, cut off so that "none of these" can win.
 
     The scores [b, k + 1] are those of the body and, last, that of no class: the log-odds `threshold` below which no
-    class is believed. Give the target `reject="last"`. Train the body by `reject.as_no_class`.
+    class is believed. A single score is that of class 1, and turned round that of class 0: there k is 2. Give the
+    target `reject="last"`. Train the body by `reject.as_no_class`.
     """
 
     def __init__(self, module: nn.Module, threshold: float = 0.0) -> None:
@@ -172,7 +180,7 @@ class Sigmoids(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the body's scores and the threshold's, [b, k + 1]."""
-        scores = pick(self.module(x), len(x))
+        scores = _columns(self.module(x), len(x), -1.0)
         return torch.cat([scores, torch.full_like(scores[:, :1], self.threshold)], 1)
 
 
