@@ -128,9 +128,8 @@ def flips() -> None:
         stands = [_stands(target, *rows) for rows in zip(low, high, x.round(), y.tolist(), strict=True)]
         entry = results.read(TABLE)[f"{name} bits(1)"]
         differ = sum(a != b for a, b in zip(stands, entry["robust"], strict=True))
-        note = (
-            f"{entry['note']}; flips by hand leave {sum(stands)} of {len(stands)}, {differ} images judged differently"
-        )
+        known, hand = entry["note"].partition("; flips")[0], f"{sum(stands)} of {len(stands)}"
+        note = f"{known}; flips by hand leave {hand}, {differ} images judged differently"
         results.write(TABLE, f"{name} bits(1)", entry | {"note": note, "by_hand": stands})
         print(name, note, flush=True)
 

@@ -9,6 +9,10 @@ from PIL import Image
 from torch import nn
 
 import unfooled as uf
+from unfooled import harden
+from unfooled.core.access import Access
+from unfooled.core.oracle import Oracle
+from unfooled.core.straight import Straight, Variant
 from unfooled.harden import wrappers
 
 
@@ -241,3 +245,16 @@ def test_behind_one_bit_the_suite_finds_what_trying_everything_finds() -> None:
         robust += bool((bare.scores(shown.view(-1, 1, 8, 8)).argmax(1) == y).all())
     found = uf.evaluate(uf.harden.wear(bare, "bits(1)"), data, threat=uf.linf(eps), suite="standard")
     assert int(found.robust.sum()) == robust
+
+
+def test_where_no_way_leads_straight_through_the_gradient_is_zero() -> None:
+    """Far from the images JPEG gives back what resembles them no more: there the way that was found ends."""
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(768, 3)), torch.rand(4, 3, 16, 16)
+    target = harden.wear(uf.Target(net), "jpeg(1)")
+    target.straight = Straight(Variant(cuts=False, near=True), None, 1.0)
+    oracle = Oracle(target, Access.GRADIENT)
+    smooth = torch.linspace(0.1, 0.9, 16).expand_as(x).contiguous()
+    slopes = [oracle.gradient(v, lambda z: z[:, 0], straight=True)[2] for v in (smooth, torch.rand_like(x).round())]
+    assert bool(slopes[0].any()) and not bool(slopes[1].any())
+    with pytest.raises(uf.UnfooledError, match="do not depend on the input"):
+        oracle.gradient(smooth, lambda z: z[:, 0])

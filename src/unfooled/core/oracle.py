@@ -140,7 +140,7 @@ class Oracle:
                 keep = value if past == "added" else torch.where(wrong, 0.0, value)
                 value = keep + torch.where(wrong, held, 0.0)
             if grad is None:
-                grad = _pulled(value.sum() * size, leaf)
+                grad = _pulled(value.sum() * size, leaf, may_end=straight and self.target.straight is not None)
         self.backward += rows * draws * passes
         answer = self._answer(scores.detach(), rows)
         if straight and self.target.straight is not None and draws == 1:
@@ -190,11 +190,16 @@ def _freed(gain: Tensor, free: Tensor, wrong: Tensor) -> Tensor:
     return torch.where(parallel, one, rest).view_as(gain)
 
 
-def _pulled(total: Tensor, leaf: Tensor, *, keep: bool = False) -> Tensor:
-    """Return the gradient of `total` at the leaf, non-finite entries zero; raises TargetError when there is none."""
+def _pulled(total: Tensor, leaf: Tensor, *, keep: bool = False, may_end: bool = False) -> Tensor:
+    """Return the gradient of `total` at the leaf, non-finite entries zero; raises TargetError when there is none.
+
+    Zero instead where a way straight through what hides it `may_end`: it was found near other inputs.
+    """
     grad = None
     if total.requires_grad:
         grad = torch.autograd.grad(total, leaf, allow_unused=True, retain_graph=keep)[0]
+    if grad is None and may_end:
+        return torch.zeros_like(leaf)
     if grad is None:
         raise TargetError(
             "The target's scores do not depend on the input through autograd (no_grad, detach or NumPy in "
