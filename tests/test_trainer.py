@@ -510,6 +510,9 @@ def test_a_module_that_attacks_cannot_see_through_or_that_returns_no_scores_is_r
     ):
         with pytest.raises(uf.InputError, match=said):
             harden.fit(module, (x, y), "pgd", threat=BALL, recipe=Recipe(epochs=1))
+    zero = linear()
+    nn.init.zeros_(zero.weight)  # hides nothing: it has yet to learn
+    assert len(harden.fit(zero, (x, y), "pgd", threat=BALL, recipe=Recipe(epochs=2)).lines) == 2
 
 
 def test_an_objective_tells_of_what_it_was_made_and_another_is_no_resume(tmp_path: Path) -> None:

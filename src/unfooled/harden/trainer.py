@@ -1,5 +1,6 @@
 """Hardening a module: training that is judged by an attack after every epoch, keeps its best, and can be killed."""
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -609,16 +610,27 @@ def _scores(module: nn.Module, x: Tensor) -> Tensor:
             raise InputError(
                 "The module returns probabilities, which no loss here expects: leave out its last softmax."
             )
-        several = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0)).to(scores)
-        slope = None
-        if scores.requires_grad:
-            (slope,) = torch.autograd.grad((scores * several).sum(), x, allow_unused=True)
-        if slope is None or not bool(slope.any()):
-            raise InputError(
-                "No gradient of the module's scores reaches its input, so that attacks in training would change "
-                "nothing: harden it without what rounds or hides, such as --wear, and wear that afterwards."
-            )
+        if not _leads(module, x):
+            other, luck = copy.deepcopy(module), torch.Generator().manual_seed(0)
+            with torch.no_grad():  # weights that are zero hide nothing
+                for p in other.parameters():
+                    p.add_(0.1 * torch.randn(p.shape, generator=luck).to(p))
+            if not _leads(other, x):
+                raise InputError(
+                    "No gradient of the module's scores reaches its input, so that attacks in training would change "
+                    "nothing: harden it without what rounds or hides, such as --wear, and wear that afterwards."
+                )
         return scores.detach()
+
+
+def _leads(module: nn.Module, x: Tensor) -> bool:
+    """Return whether a gradient of the module's scores at x, which requires gradients, is anywhere not zero."""
+    scores = module(x)
+    several = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0)).to(scores)
+    if not scores.requires_grad:
+        return False
+    (slope,) = torch.autograd.grad((scores * several).sum(), x, allow_unused=True)
+    return slope is not None and bool(slope.any())
 
 
 def _count(status: list[Status], which: Status) -> int:
