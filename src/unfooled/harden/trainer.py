@@ -610,12 +610,12 @@ def _scores(module: nn.Module, x: Tensor) -> Tensor:
             raise InputError(
                 "The module returns probabilities, which no loss here expects: leave out its last softmax."
             )
-        if not _leads(module, x):
+        if not _leads(scores, x):
             other, luck = copy.deepcopy(module), torch.Generator().manual_seed(0)
             with torch.no_grad():  # weights that are zero hide nothing
                 for p in other.parameters():
                     p.add_(0.1 * torch.randn(p.shape, generator=luck).to(p))
-            if not _leads(other, x):
+            if not _leads(other(x), x):
                 raise InputError(
                     "No gradient of the module's scores reaches its input, so that attacks in training would change "
                     "nothing: harden it without what rounds or hides, such as --wear, and wear that afterwards."
@@ -623,12 +623,11 @@ def _scores(module: nn.Module, x: Tensor) -> Tensor:
         return scores.detach()
 
 
-def _leads(module: nn.Module, x: Tensor) -> bool:
-    """Return whether a gradient of the module's scores at x, which requires gradients, is anywhere not zero."""
-    scores = module(x)
-    several = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0)).to(scores)
+def _leads(scores: Tensor, x: Tensor) -> bool:
+    """Return whether a gradient of scores at x, which requires gradients, is anywhere not zero."""
     if not scores.requires_grad:
         return False
+    several = torch.randn(scores.shape, generator=torch.Generator().manual_seed(0)).to(scores)
     (slope,) = torch.autograd.grad((scores * several).sum(), x, allow_unused=True)
     return slope is not None and bool(slope.any())
 
